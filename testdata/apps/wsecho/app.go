@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+)
+
+// app is the serving process.
+type app struct {
+	cfg       config
+	sockets   sockets
+	server    *http.Server
+	unhealthy atomic.Bool
+	live      atomic.Int64 // WebSockets and line connections open now
+
+	// held counts what Shutdown does not wait for: hijacked connections,
+	// line connections, and the loops that accept and read datagrams.
+	held sync.WaitGroup
+}
+
+func newApp(cfg config) (*app, error) {
+	s, err := openSockets(cfg.addr, cfg.alsoListen)
+	if err != nil {
+		return nil, err
+	}
+	a := &app{cfg: cfg, sockets: s}
+	a.unhealthy.Store(cfg.unhealthy)
+	a.server = &http.Server{
+		Handler:           a.routes(),
+		ReadHeaderTimeout: 30 * time.Second,
+		// A client that goes away in a handshake is nobody's news.
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
+	return a, nil
+}
+
+// serve starts accepting on everything and returns.
+func (a *app) serve() {
+	for _, ln := range a.sockets.http {
+		a.held.Go(func() { a.serveHTTP(ln) })
+	}
+	for _, ln := range a.sockets.lines {
+		a.held.Go(func() { a.serveLines(ln) })
+	}
+	for _, pc := range a.sockets.dgram {
+		a.held.Go(func() { echoDatagrams(pc) })
+	}
+}
+
+func (a *app) serveHTTP(ln net.Listener) {
+	if err := a.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		fmt.Fprintf(os.Stderr, "wsecho: error: serving %s: %v\n", ln.Addr(), err)
+		os.Exit(1)
+	}
+}
+
+// untilStopped waits for SIGTERM and drains, or for a misbehaviour that ends
+// the process.
+func (a *app) untilStopped(ctx context.Context, term <-chan os.Signal, stderr io.Writer) int {
+	exit := a.untilMisbehaved()
+	for {
+		select {
+		case status := <-exit:
+			fmt.Fprintf(stderr, "wsecho: told to exit with %d\n", status)
+			return status
+		case <-term:
+			if a.cfg.ignoreSIGTERM {
+				fmt.Fprintln(stderr, "wsecho: told to ignore SIGTERM")
+				continue
+			}
+			if a.cfg.abrupt {
+				return 0
+			}
+			return a.drain(ctx, exit, stderr)
+		}
+	}
+}
+
+// drain stops accepting and waits until every client has left; a misbehaviour
+// by the clock still strikes.
+func (a *app) drain(ctx context.Context, exit <-chan int, stderr io.Writer) int {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.sockets.closeOthers()
+		// Closes the listeners first, then waits for requests; what was
+		// accepted and has not sent its request yet is waited for as well.
+		_ = a.server.Shutdown(ctx)
+		a.held.Wait()
+	}()
+	a.notify(stderr, fmt.Sprintf("STOPPING=1\nSTATUS=draining %s, %d connections left", a.cfg.version, a.live.Load()))
+	select {
+	case <-done:
+		return 0
+	case status := <-exit:
+		return status
+	}
+}
+
+// closeOthers closes what the HTTP server does not know of.
+func (s sockets) closeOthers() {
+	for _, ln := range s.lines {
+		ln.Close()
+	}
+	for _, pc := range s.dgram {
+		pc.Close()
+	}
+}
+
+// notify tells the supervisor; without one, nobody.
+func (a *app) notify(stderr io.Writer, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		fmt.Fprintf(stderr, "wsecho: warning: sd_notify: %v\n", err)
+	}
+}
+
+// addrs is every address it serves on, HTTP first, by blanks.
+func (a *app) addrs() string {
+	var out []string
+	for _, ln := range append(append([]net.Listener{}, a.sockets.http...), a.sockets.lines...) {
+		out = append(out, ln.Addr().String())
+	}
+	for _, pc := range a.sockets.dgram {
+		out = append(out, pc.LocalAddr().String())
+	}
+	return strings.Join(out, " ")
+}
