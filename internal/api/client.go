@@ -1,0 +1,182 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+)
+
+// Limits on what a daemon may answer. More than that is an error, not a cut answer.
+const (
+	maxAnswer  = 64 << 20 // a plan for the largest manifest
+	maxEvent   = 1 << 20  // one line of the event stream
+	maxMetrics = 16 << 20
+)
+
+// Dial opens one connection to the daemon's control socket. The client closes what it gets.
+type Dial func(ctx context.Context) (net.Conn, error)
+
+// Client asks one daemon. It is safe for concurrent use. A failure is either an [*Error], which is the daemon's answer, or a
+// [*LineError], which tells whether the request may have arrived. No method retries what may have arrived.
+type Client struct {
+	http *http.Client
+	idle func()
+}
+
+// NewClient returns a client that dials when it must and keeps connections for the next request. [Client.Close] lets go of them.
+func NewClient(dial Dial) *Client {
+	t := &http.Transport{
+		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		DisableCompression: true,
+		MaxIdleConns:       4,
+	}
+	return &Client{http: &http.Client{Transport: t}, idle: t.CloseIdleConnections}
+}
+
+// Close closes connections that no request is using.
+func (c *Client) Close() { c.idle() }
+
+// Status asks what is there and what is serving.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	return ask[Status](ctx, c, http.MethodGet, "/status", nil)
+}
+
+// Releases lists the complete releases on the host.
+func (c *Client) Releases(ctx context.Context) ([]ReleaseInfo, error) {
+	return ask[[]ReleaseInfo](ctx, c, http.MethodGet, "/releases", nil)
+}
+
+// PlanUpload sends a manifest; the daemon checks whether this machine can take the release and tells what it still needs.
+func (c *Client) PlanUpload(ctx context.Context, manifest []byte) (UploadPlan, error) {
+	return ask[UploadPlan](ctx, c, http.MethodPost, "/uploads", manifest)
+}
+
+// Complete says that everything planned has been sent. It may be asked again.
+func (c *Client) Complete(ctx context.Context, digest string) (ReleaseInfo, error) {
+	return ask[ReleaseInfo](ctx, c, http.MethodPost, "/uploads/"+url.PathEscape(digest)+"/complete", nil)
+}
+
+// Upgrade begins an upgrade and returns while it is in flight. It goes on if the caller leaves.
+func (c *Client) Upgrade(ctx context.Context, r UpgradeRequest) (Upgrade, error) {
+	return ask[Upgrade](ctx, c, http.MethodPost, "/upgrades", r)
+}
+
+// GetUpgrade asks for an upgrade in flight or of the past.
+func (c *Client) GetUpgrade(ctx context.Context, id string) (Upgrade, error) {
+	return ask[Upgrade](ctx, c, http.MethodGet, "/upgrades/"+url.PathEscape(id), nil)
+}
+
+// Cancel takes an upgrade back and returns when it has ended: on either side of the switch, the Outcome tells which.
+func (c *Client) Cancel(ctx context.Context, id string) (Upgrade, error) {
+	return ask[Upgrade](ctx, c, http.MethodDelete, "/upgrades/"+url.PathEscape(id), nil)
+}
+
+// Start starts the committed release of a stopped service.
+func (c *Client) Start(ctx context.Context, r StopRequest) (Status, error) {
+	return ask[Status](ctx, c, http.MethodPost, "/start", r)
+}
+
+// Stop ends every generation; the daemon stays.
+func (c *Client) Stop(ctx context.Context, r StopRequest) (Status, error) {
+	return ask[Status](ctx, c, http.MethodPost, "/stop", r)
+}
+
+// Retire ends one draining generation.
+func (c *Client) Retire(ctx context.Context, generation int) error {
+	_, err := ask[json.RawMessage](ctx, c, http.MethodDelete, "/generations/"+strconv.Itoa(generation), nil)
+	return err
+}
+
+// ask sends one request and reads its JSON answer. An empty answer leaves T at its zero value.
+func ask[T any](ctx context.Context, c *Client, method, path string, in any) (T, error) {
+	var out T
+	body, err := c.send(ctx, method, prefix()+path, in)
+	if err != nil {
+		return out, err
+	}
+	defer body.Close()
+	b, err := readAll(body, maxAnswer)
+	if err != nil {
+		return out, lost(method+" "+path, err)
+	}
+	if len(b) == 0 {
+		return out, nil
+	}
+	if err := json.Unmarshal(b, &out); err != nil {
+		return out, fmt.Errorf("%s %s: the daemon's answer: %w", method, path, err)
+	}
+	return out, nil
+}
+
+func prefix() string { return "/v" + strconv.Itoa(Version) }
+
+// send returns the body of a good answer; the caller closes it.
+func (c *Client) send(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
+	op := method + " " + path
+	var connected atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	req, err := newRequest(ctx, method, path, in)
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, &LineError{Op: op, Sent: connected.Load(), Err: unwrapURL(err)}
+	}
+	if res.StatusCode/100 == 2 {
+		return res.Body, nil
+	}
+	defer res.Body.Close()
+	return nil, answered(op, res)
+}
+
+func newRequest(ctx context.Context, method, path string, in any) (*http.Request, error) {
+	body, isRaw := in.([]byte)
+	if in != nil && !isRaw {
+		var err error
+		if body, err = json.Marshal(in); err != nil {
+			return nil, fmt.Errorf("encode request for %s: %w", path, err)
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://hotdeploy"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("request for %s: %w", path, err)
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req, nil
+}
+
+// answered turns an answer that is not 2xx into its Error.
+func answered(op string, res *http.Response) error {
+	b, err := readAll(res.Body, maxEvent)
+	if err != nil {
+		return lost(op, err)
+	}
+	e := new(Error)
+	if json.Unmarshal(b, e) == nil && e.Code != "" {
+		return e
+	}
+	if res.StatusCode == http.StatusNotFound || res.StatusCode == http.StatusMethodNotAllowed {
+		return ErrNotFound.With("the daemon does not know " + op + "; it may be older than this command")
+	}
+	return ErrInternal.With(fmt.Sprintf("the daemon answered %s to %s: %.200q", res.Status, op, strings.TrimSpace(string(b))))
+}
+
+func readAll(r io.Reader, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("answer longer than %d bytes", limit)
+	}
+	return b, err
+}
