@@ -1,0 +1,40 @@
+//go:build !linux
+
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// NotifySocket is the receiving end of the sd_notify protocol. It works on Linux only.
+type NotifySocket struct{}
+
+// NotifyListen fails with errors.ErrUnsupported.
+func NotifyListen(path string) (*NotifySocket, error) {
+	return nil, unsupported("listen for notify messages on " + path)
+}
+
+// Path is what NOTIFY_SOCKET is set to.
+func (s *NotifySocket) Path() string { return "" }
+
+// Close does nothing.
+func (s *NotifySocket) Close() error { return nil }
+
+// Recv fails with errors.ErrUnsupported.
+func (s *NotifySocket) Recv(context.Context) (Message, Sender, error) {
+	return Message{}, Sender{}, unsupported("receive a notify message")
+}
+
+// OpenJournalStream fails with ErrNoJournal.
+func OpenJournalStream(identifier string, _ Priority) (*os.File, error) {
+	return nil, fmt.Errorf("open journal stream %q: %w", identifier, ErrNoJournal)
+}
+
+func journalStreamEnv(f *os.File) (string, error) {
+	return "", unsupported("look at " + f.Name())
+}
+
+func unsupported(what string) error { return fmt.Errorf("%s: %w", what, errors.ErrUnsupported) }
