@@ -1,0 +1,86 @@
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// Supported returns nil where a lab can run, else an error that says what is in the way.
+// It changes nothing; what can be fetched with apt-get counts as present.
+func Supported() error {
+	if os.Geteuid() != 0 {
+		return errors.New("a lab needs root (it mounts and makes network namespaces)")
+	}
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		return errors.New("a lab needs Debian (machines share the host's programs, apt-get fetches the rest)")
+	}
+	for _, c := range []func() error{mergedUsr, overlayKnown, cgroupKill, tunThere} {
+		if err := c(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func mergedUsr() error {
+	if fi, err := os.Lstat("/lib"); err != nil || fi.Mode()&os.ModeSymlink == 0 {
+		return errors.New("a lab needs a merged-usr Debian (/lib is not a link to usr/lib)")
+	}
+	return nil
+}
+
+func overlayKnown() error {
+	known, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return fmt.Errorf("a lab needs overlayfs and cgroup2: %w", err)
+	}
+	for _, fs := range []string{"\toverlay\n", "\tcgroup2\n"} {
+		if !bytes.Contains(known, []byte(fs)) {
+			// The overlay module may be there without being loaded.
+			if exec.Command("modprobe", string(bytes.TrimSpace([]byte(fs)))).Run() != nil {
+				return fmt.Errorf("a lab needs a kernel with %s", bytes.TrimSpace([]byte(fs)))
+			}
+		}
+	}
+	return nil
+}
+
+func cgroupKill() error {
+	var release [3]int
+	text, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return fmt.Errorf("a lab needs Linux 5.14: %w", err)
+	}
+	if _, err := fmt.Sscanf(string(text), "%d.%d", &release[0], &release[1]); err != nil {
+		return fmt.Errorf("a lab needs Linux 5.14, cannot read %q: %w", text, err)
+	}
+	if release[0] < 5 || release[0] == 5 && release[1] < 14 {
+		return fmt.Errorf("a lab needs Linux 5.14 (cgroup.kill), this is %s", bytes.TrimSpace(text))
+	}
+	return nil
+}
+
+func tunThere() error {
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return fmt.Errorf("a lab needs TAP devices for delayed lines: %w", err)
+	}
+	return nil
+}
+
+// Need skips t where no lab can run. Under CI=true that is a failure: a test that never runs
+// guards nothing.
+func Need(t testing.TB) {
+	t.Helper()
+	err := Supported()
+	switch {
+	case err == nil:
+	case os.Getenv("CI") == "true":
+		t.Fatalf("CI must run the tests that need a lab: %v", err)
+	default:
+		t.Skipf("SKIPPED, NOT TESTED: %v", err)
+	}
+}
