@@ -247,7 +247,7 @@ link() { # $1 machine $2 delay|off $3 loss percent $4 jitter
 	relay=$(delaylink)
 	mkdir -p "$CG/$1.link"
 	ip -n "$NET" link add "b$1" type bridge forward_delay 0
-	ip -n "$NET" link set "b$1" up
+	ip -n "$NET" link set "b$1" up arp off # else it answers for br0, and the way back is a short cut
 	( in_group "$1.link"
 	  in_net setsid "$relay" -a "a$1" -b "c$1" -delay "$2" -loss "${3:-0}" -jitter "${4:-0s}" </dev/null >>"$VMS/$1/console.log" 2>&1 & )
 	until_ok 250 tap_there "c$1" || { tail -n 5 "$VMS/$1/console.log" >&2; die "$1: the relay does not start"; }
