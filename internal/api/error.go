@@ -1,6 +1,9 @@
 package api
 
-import "errors"
+import (
+	"errors"
+	"net/http"
+)
 
 // Error is a failure as it crosses the control socket and as the operator reads it: what broke, what is serving now, what
 // to type next.
@@ -49,3 +52,24 @@ var (
 
 // With returns an error of e's code that says what happened.
 func (e *Error) With(message string) *Error { return &Error{Code: e.Code, Message: message} }
+
+// HTTPStatus is the status that carries e over the control socket; the code is what counts.
+func (e *Error) HTTPStatus() int {
+	switch e.Code {
+	case ErrBusy.Code, ErrConflict.Code, ErrIncomplete.Code:
+		return http.StatusConflict
+	case ErrNotFound.Code:
+		return http.StatusNotFound
+	case ErrForbidden.Code:
+		return http.StatusForbidden
+	case ErrInternal.Code:
+		return http.StatusInternalServerError
+	case ErrStopping.Code:
+		return http.StatusServiceUnavailable
+	case ErrDiskSpace.Code, ErrMemory.Code:
+		return http.StatusInsufficientStorage
+	case ErrBadRequest.Code, ErrManifest.Code:
+		return http.StatusBadRequest
+	}
+	return http.StatusUnprocessableEntity
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"errors"
+	"log"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hotdeploy/hotdeploy/internal/config"
+	"github.com/hotdeploy/hotdeploy/internal/version"
+	"github.com/hotdeploy/hotdeploy/supervisor"
+	"github.com/hotdeploy/hotdeploy/systemd"
+)
+
+func runCommand() *cobra.Command {
+	var path, service, root, runDir string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Supervise a service until SIGTERM",
+		Long: `Run supervises one service: it brings up the committed release and takes commands on the control socket. Under systemd it
+is the unit's main process; in a terminal or a container it works the same, and relays the app's output.
+
+Exit status: 0 after SIGTERM, 1 if it could not start.`,
+		Example: `  hotdeployd run --config /etc/hotdeploy/chat.toml
+  hotdeployd run --service chat --root ./chat --run-dir ./chat/run`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := daemonConfig(path, service, root, runDir)
+			if err != nil {
+				return err
+			}
+			return supervise(cmd, cfg)
+		},
+	}
+	cmd.Flags().StringVar(&path, "config", "", "the daemon's file (default /etc/hotdeploy/SERVICE.toml)")
+	cmd.Flags().StringVar(&service, "service", "", "the service, if there is no file")
+	cmd.Flags().StringVar(&root, "root", "", "where its releases and state lie (default /srv/SERVICE)")
+	cmd.Flags().StringVar(&runDir, "run-dir", "", "where its control socket lies (default /run/SERVICE)")
+	return cmd
+}
+
+// daemonConfig is the file, if there is one, and over it the flags.
+func daemonConfig(path, service, root, runDir string) (*config.Daemon, error) {
+	if path == "" && service == "" {
+		return nil, errors.New("say which service: --config FILE or --service NAME")
+	}
+	if path == "" {
+		path = "/etc/hotdeploy/" + service + ".toml"
+	}
+	cfg, err := config.LoadDaemon(path)
+	if service != "" && errors.Is(err, os.ErrNotExist) {
+		cfg, err = &config.Daemon{Service: service}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if root != "" {
+		cfg.Root = root
+	}
+	if runDir != "" {
+		cfg.RunDir = runDir
+	}
+	return cfg, cfg.Complete()
+}
+
+// supervise is the daemon from its first to its last line.
+func supervise(cmd *cobra.Command, cfg *config.Daemon) error {
+	passed, err := systemd.Listeners() // before anything opens a descriptor
+	if err != nil {
+		return err
+	}
+	debug.SetGCPercent(50) // it waits most of its life; memory is worth more to its host than the collector's time
+	s, err := supervisor.New(supervisor.Options{
+		Config: *cfg, Version: version.String(), Helper: []string{"/proc/self/exe", "launch"}, Sockets: passed,
+		Environ: systemd.CleanEnviron(os.Environ()), Journal: systemd.OnJournal(), Output: os.Stdout,
+		Log: log.New(cmd.ErrOrStderr(), "hotdeployd: ", 0),
+	})
+	if err != nil {
+		return err
+	}
+	return s.Run(cmd.Context())
+}

@@ -1,0 +1,210 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/journal"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/procs"
+	"github.com/hotdeploy/hotdeploy/supervisor/store"
+	"github.com/hotdeploy/hotdeploy/systemd"
+)
+
+// generation is one running instance of a release.
+type generation struct {
+	number  int
+	rel     *store.Release
+	group   *procs.Group
+	env     []string
+	sockets []*socket // lent to it
+	output  *output   // its last lines; nil where they go to the journal
+	started time.Time
+
+	ready  chan struct{}      // closed at READY=1
+	extend chan time.Duration // EXTEND_TIMEOUT_USEC, the newest; capacity one
+	gone   chan struct{}      // closed when no process of it is left and its sockets are returned
+
+	// owned by the loop
+	saidReady bool
+	state     string
+	readyAt   *time.Time
+	draining  *time.Time
+	deadline  *time.Time
+	retire    chan bool // an operator ends the drain; true: at once
+	text      string
+	health    string
+}
+
+// start runs rel as a new generation and watches it. The caller owns s.busy. The listeners that the release adds are bound
+// first; if anything fails they are closed again and nothing has changed.
+func (s *Supervisor) start(rel *store.Release) (*generation, error) {
+	var number int
+	if err := s.changeState(func(st *store.State) { number = st.NextGeneration; st.NextGeneration++ }); err != nil {
+		return nil, api.ErrStart.With(fmt.Sprintf("record generation %d: %v", number, err))
+	}
+	var sockets []*socket
+	var err error
+	s.do(func() { sockets, err = s.listeners.acquire(rel.Manifest.Spec.Listeners) })
+	if err != nil {
+		return nil, err
+	}
+	g := &generation{number: number, rel: rel, sockets: sockets, started: time.Now(), state: api.GenStarting,
+		ready: make(chan struct{}), extend: make(chan time.Duration, 1), gone: make(chan struct{}), retire: make(chan bool, 1)}
+	if err := s.launch(g); err != nil {
+		s.do(func() { s.listeners.release(sockets) })
+		return nil, err
+	}
+	s.do(func() { s.gens[number] = g; s.replayEarly() })
+	s.background(func() { s.watch(g) })
+	s.emit(api.Event{Type: api.EventGeneration, Generation: number, Text: fmt.Sprintf("generation %d (%s) started, pid %d", number, rel.Version, g.group.Pid())})
+	return g, nil
+}
+
+// launch makes the process. Its environment is the unit's, the release's and the host's env file: nothing of the
+// generation before.
+func (s *Supervisor) launch(g *generation) error {
+	spec := g.rel.Manifest.Spec
+	fromFiles, warnings, err := s.store.Env(s.opt.Environ, spec)
+	if err != nil {
+		return api.ErrEnvironment.With(err.Error())
+	}
+	for _, w := range warnings {
+		s.logf("%s", w)
+	}
+	out, stream, err := s.openOutput(g)
+	if err != nil {
+		return api.ErrStart.With(fmt.Sprintf("open the output of generation %d: %v", g.number, err))
+	}
+	defer stream.Close()
+	g.output = out
+
+	names := make([]string, len(g.sockets))
+	files := make([]*os.File, len(g.sockets))
+	for i, k := range g.sockets {
+		names[i], files[i] = spec.Listeners[i].Name, k.File
+	}
+	g.env = append(fromFiles,
+		"HOTDEPLOY_VERSION="+g.rel.Version,
+		"HOTDEPLOY_GENERATION="+strconv.Itoa(g.number),
+		"HOTDEPLOY_RELEASE="+g.rel.FilesDir,
+		"NOTIFY_SOCKET="+s.notified.Path(),
+	)
+	env := g.env
+	if len(files) > 0 {
+		env = append(env[:len(env):len(env)], "LISTEN_FDS="+strconv.Itoa(len(files)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	}
+	if s.opt.Journal {
+		if v, err := systemd.JournalStreamEnv(stream); err == nil {
+			env = append(env, "JOURNAL_STREAM="+v)
+		}
+	}
+	command := spec.Run.Command
+	g.group, err = procs.Launch(procs.Spec{
+		Helper: s.opt.Helper, Name: fmt.Sprintf("generation-%d", g.number),
+		Path: commandPath(command[0], g.rel.FilesDir, env), Args: command, Env: env, Dir: g.rel.FilesDir,
+		Files: files, Stdout: stream, Stderr: stream,
+	})
+	if err != nil {
+		out.close()
+		return launchError(command[0], err)
+	}
+	return nil
+}
+
+// commandPath finds the start command: with a slash inside the release (or absolute), without one in the PATH that the app gets.
+func commandPath(name, dir string, env []string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	if strings.Contains(name, "/") {
+		return filepath.Join(dir, name)
+	}
+	for _, kv := range env {
+		if path, ok := strings.CutPrefix(kv, "PATH="); ok {
+			for _, d := range filepath.SplitList(path) {
+				full := filepath.Join(d, name)
+				if st, err := os.Stat(full); filepath.IsAbs(full) && err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+					return full
+				}
+			}
+		}
+	}
+	return name // execve tells what is wrong with it
+}
+
+func launchError(command string, err error) error {
+	e := api.ErrStart.With(fmt.Sprintf("cannot start %s: %v", command, err))
+	var exec *procs.ExecError
+	if errors.As(err, &exec) {
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			e.Hint = "check run.command in hotdeploy.toml, and that pack.files contains it"
+		case errors.Is(err, os.ErrPermission):
+			e.Hint = "make it executable and push again: chmod +x " + command
+		}
+	}
+	return e
+}
+
+// watch waits for the end of g's main process, ends what it left behind, and returns its sockets.
+func (s *Supervisor) watch(g *generation) {
+	<-g.group.Done()
+	s.do(func() { s.exited(g) })
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	if err := g.group.Kill(ctx); err != nil {
+		s.logf("generation %d: processes are left: %v", g.number, err)
+	}
+	if err := g.group.Remove(); err != nil {
+		s.logf("generation %d: %v", g.number, err)
+	}
+	g.output.close()
+	s.do(func() {
+		delete(s.gens, g.number)
+		s.listeners.release(g.sockets)
+		close(g.gone)
+		s.refreshStatusText()
+	})
+}
+
+// killTimeout is how long SIGKILL may take: a process in an uninterruptible wait ends only when the kernel lets it.
+const killTimeout = 10 * time.Second
+
+// exited is called on the loop when g's main process has ended. An upgrade that waits for g sees it by itself.
+func (s *Supervisor) exited(g *generation) {
+	text := fmt.Sprintf("generation %d (%s) %s", g.number, g.rel.Version, g.group.Exit())
+	typ := api.EventGeneration
+	if s.serving == g {
+		s.serving = nil
+		typ = api.EventService
+		s.crashes++
+		s.keeper.crashed(time.Now())
+	}
+	s.emit(api.Event{Type: typ, Generation: g.number, Text: text})
+	s.ensure()
+}
+
+// journalIdentifier is under which name the output of a release is found in the journal (journalctl -t).
+func journalIdentifier(service, version string) string { return service + "/" + version }
+
+// openOutput is where g's standard output and error go: straight to the journal, so that they survive the supervisor, or
+// without one through a relay that keeps the last lines. The caller closes the file when the process has it.
+func (s *Supervisor) openOutput(g *generation) (*output, *os.File, error) {
+	if s.opt.Journal {
+		f, err := systemd.OpenJournalStream(journalIdentifier(s.opt.Config.Service, g.rel.Version), journal.PriInfo)
+		return nil, f, err
+	}
+	o, f, err := newOutput(g.rel.Version, s.opt.Output)
+	if err == nil {
+		s.do(func() { s.outputs = append(s.outputs[max(0, len(s.outputs)-keptOutputs+1):], o) })
+	}
+	return o, f, err
+}

@@ -1,0 +1,91 @@
+package supervisor
+
+import (
+	"net/http"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+)
+
+// metrics serves the status in Prometheus' text form. Everything is read when asked for, so that nobody pays for it otherwise.
+func (s *Supervisor) metrics() http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(&collector{s})
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorLog: s.opt.Log, MaxRequestsInFlight: 2})
+}
+
+type collector struct{ s *Supervisor }
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("hotdeploy_"+name, help, labels, nil)
+}
+
+var (
+	descInfo        = desc("daemon_info", "The supervisor; always 1.", "service", "version")
+	descResident    = desc("daemon_resident_bytes", "Resident memory of the supervisor.")
+	descServing     = desc("serving", "1 if a generation serves, else 0.")
+	descGeneration  = desc("generation_info", "A living generation; always 1.", "generation", "release", "state")
+	descConnections = desc("generation_connections", "Open connections that the generation accepted on its listeners.", "generation", "release", "state")
+	descMemory      = desc("generation_resident_bytes", "Resident memory of the generation's process tree.", "generation", "release", "state")
+	descProcesses   = desc("generation_processes", "Processes of the generation.", "generation", "release", "state")
+	descStarted     = desc("generation_start_time_seconds", "When the generation was started, in seconds since 1970.", "generation", "release", "state")
+	descUpgrades    = desc("upgrades_total", "Ended upgrades since the supervisor started.", "kind", "outcome")
+	descCrashes     = desc("crashes_total", "Serving generations that ended by themselves since the supervisor started.")
+	descInFlight    = desc("upgrade_in_flight", "1 while an upgrade is in flight.")
+)
+
+// Describe is empty on purpose: an unchecked collector, whose labels come and go with the generations.
+func (c *collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect is called for each scrape.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	st := c.s.status()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(descInfo, 1, st.Service, st.Daemon.Version)
+	gauge(descResident, float64(st.Daemon.RSS))
+	gauge(descServing, oneIf(st.State == api.StateServing))
+	gauge(descInFlight, oneIf(st.Upgrade != nil))
+	for _, g := range st.Generations {
+		l := []string{strconv.Itoa(g.Number), g.Release.Version, g.State}
+		gauge(descGeneration, 1, l...)
+		gauge(descProcesses, float64(g.Processes), l...)
+		gauge(descStarted, float64(g.Started.UnixMilli())/1000, l...)
+		if g.Connections >= 0 {
+			gauge(descConnections, float64(g.Connections), l...)
+		}
+		if g.RSS >= 0 {
+			gauge(descMemory, float64(g.RSS), l...)
+		}
+	}
+	var counted map[upgradeCount]int
+	var crashes int
+	c.s.do(func() {
+		counted = make(map[upgradeCount]int, len(c.s.counts))
+		for k, n := range c.s.counts {
+			counted[k] = n
+		}
+		crashes = c.s.crashes
+	})
+	for k, n := range counted {
+		ch <- prometheus.MustNewConstMetric(descUpgrades, prometheus.CounterValue, float64(n), k.kind, string(k.outcome))
+	}
+	ch <- prometheus.MustNewConstMetric(descCrashes, prometheus.CounterValue, float64(crashes))
+}
+
+// upgradeCount is what ended upgrades are counted by.
+type upgradeCount struct {
+	kind    string
+	outcome api.Outcome
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

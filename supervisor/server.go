@@ -1,0 +1,337 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+	"github.com/hotdeploy/hotdeploy/supervisor/store"
+)
+
+// Limits of the control API: what one peer may send, how slowly, and how many there may be.
+const (
+	maxRequest     = 64 << 10
+	maxControl     = 64 // connections at once
+	headerTimeout  = 5 * time.Second
+	bodyTimeout    = 30 * time.Second
+	writeTimeout   = 30 * time.Second // of one piece of a stream
+	shutdownWithin = 2 * time.Second
+)
+
+// ControlSocket is the control socket's path in a run directory.
+func ControlSocket(runDir string) string { return filepath.Join(runDir, "control.sock") }
+
+// listenControl binds the control socket, open to the service's user and group (and root). The store's lock is ours, so a socket
+// file that is there is a dead supervisor's.
+func (s *Supervisor) listenControl() (net.Listener, error) {
+	path := ControlSocket(s.opt.Config.RunDir)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("replace the control socket: %w", err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen for commands: %w", err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("open the control socket to its group: %w", err)
+	}
+	return newPeerListener(ln, maxControl, s.logf), nil
+}
+
+type controlServer struct{ http *http.Server }
+
+func (s *Supervisor) serveControl(ln net.Listener) *controlServer {
+	srv := &http.Server{Handler: s.routes(), ReadHeaderTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		BaseContext: func(net.Listener) context.Context { return s.ctx }, ErrorLog: s.opt.Log}
+	s.background(func() {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			s.logf("the control socket: %v", err)
+		}
+	})
+	return &controlServer{srv}
+}
+
+// shutdown lets the answers in flight finish, shortly.
+func (c *controlServer) shutdown() {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownWithin)
+	defer cancel()
+	if c.http.Shutdown(ctx) != nil {
+		c.http.Close()
+	}
+}
+
+func (s *Supervisor) routes() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, limit int64, f func(w http.ResponseWriter, r *http.Request) (any, error)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+			r.Body = http.MaxBytesReader(w, r.Body, limit)
+			answer, err := f(w, r)
+			switch {
+			case err != nil:
+				s.writeError(w, err)
+			case answer != nil:
+				writeJSON(w, http.StatusOK, answer)
+			}
+		})
+	}
+	handle("GET /v1/status", 0, func(http.ResponseWriter, *http.Request) (any, error) { return s.status(), nil })
+	handle("GET /v1/releases", 0, func(http.ResponseWriter, *http.Request) (any, error) { return s.releases() })
+	handle("POST /v1/uploads", release.MaxManifestBytes, s.planUpload)
+	handle("POST /v1/uploads/{digest}/complete", maxRequest, s.completeUpload)
+	handle("POST /v1/upgrades", maxRequest, s.beginUpgrade)
+	handle("GET /v1/upgrades/{id}", 0, func(_ http.ResponseWriter, r *http.Request) (any, error) { return s.findUpgrade(r.PathValue("id")) })
+	handle("DELETE /v1/upgrades/{id}", 0, s.cancelUpgrade)
+	handle("GET /v1/events", 0, s.streamEvents)
+	handle("POST /v1/start", maxRequest, func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		var req api.StopRequest
+		if err := decode(r, &req); err != nil {
+			return nil, err
+		}
+		return s.afterwards(s.startAgain(r.Context(), req.By))
+	})
+	handle("POST /v1/stop", maxRequest, func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		var req api.StopRequest
+		if err := decode(r, &req); err != nil {
+			return nil, err
+		}
+		return s.afterwards(s.stop(req))
+	})
+	handle("DELETE /v1/generations/{number}", 0, func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		n, err := strconv.Atoi(r.PathValue("number"))
+		if err != nil {
+			return nil, api.ErrBadRequest.With("a generation is a number")
+		}
+		return s.afterwards(s.retire(n, r.URL.Query().Get("now") == "1"))
+	})
+	handle("GET /v1/logs", 0, s.streamLogs)
+	mux.Handle("GET /metrics", s.metrics())
+	handle("/", maxRequest, func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		return nil, api.ErrNotFound.With(fmt.Sprintf("this daemon (%s) has no %s %s", s.opt.Version, r.Method, r.URL.Path))
+	})
+	return mux
+}
+
+func (s *Supervisor) afterwards(err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	return s.status(), nil
+}
+
+// decode reads one JSON object and nothing else.
+func decode(r *http.Request, v any) error {
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return api.ErrBadRequest.With(fmt.Sprintf("malformed request: %v", err))
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return api.ErrBadRequest.With("malformed request: something follows the JSON object")
+	}
+	return nil
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(v) // the peer may have left; nobody to tell
+}
+
+// writeError sends the code, the words and what is serving now.
+func (s *Supervisor) writeError(w http.ResponseWriter, err error) {
+	var e *api.Error
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		e = api.ErrBadRequest.With(fmt.Sprintf("the request is larger than %d bytes", tooLarge.Limit))
+	case errors.As(err, &e):
+		c := *e
+		e = &c
+	default:
+		e = api.ErrInternal.With(err.Error())
+	}
+	if e.State == "" {
+		s.do(func() { e.State = s.servingText() })
+	}
+	writeJSON(w, e.HTTPStatus(), e)
+}
+
+func (s *Supervisor) releases() (any, error) {
+	list, err := s.store.List()
+	if err != nil {
+		return nil, err
+	}
+	draining := map[string]bool{}
+	s.do(func() {
+		for _, g := range s.gens {
+			draining[g.rel.Digest] = g.draining != nil
+		}
+	})
+	for i := range list {
+		if list[i].State == "" && draining[list[i].Digest] {
+			list[i].State = api.GenDraining
+		}
+	}
+	return list, nil
+}
+
+func (s *Supervisor) planUpload(_ http.ResponseWriter, r *http.Request) (any, error) {
+	manifest, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, fmt.Errorf("read the manifest: %w", err)
+	}
+	return s.store.Plan(r.Context(), manifest, store.Facts{OS: runtime.GOOS, Arch: runtime.GOARCH, Env: s.opt.Environ})
+}
+
+func (s *Supervisor) completeUpload(w http.ResponseWriter, r *http.Request) (any, error) {
+	// It may take longer than a request usually does, and a second call finds what the first has done.
+	http.NewResponseController(w).SetReadDeadline(time.Time{})
+	return s.store.Complete(r.Context(), r.PathValue("digest"))
+}
+
+func (s *Supervisor) beginUpgrade(w http.ResponseWriter, r *http.Request) (any, error) {
+	var req api.UpgradeRequest
+	if err := decode(r, &req); err != nil {
+		return nil, err
+	}
+	switch req.Kind {
+	case api.KindPush, api.KindRollback, api.KindRestart:
+	default:
+		return nil, api.ErrBadRequest.With(fmt.Sprintf("kind %q is none of push, rollback, restart", req.Kind))
+	}
+	if len(req.By) > 200 || len(req.Version) > 100 {
+		return nil, api.ErrBadRequest.With("by or version is too long")
+	}
+	u, err := s.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	writeJSON(w, http.StatusAccepted, s.copyOf(u))
+	return nil, nil
+}
+
+func (s *Supervisor) findUpgrade(id string) (any, error) {
+	var u *api.Upgrade
+	s.do(func() {
+		switch {
+		case s.busy != nil && s.busy.record.ID == id:
+			c := s.busy.record
+			u = &c
+		case s.last != nil && s.last.ID == id:
+			u = s.last
+		}
+	})
+	if u != nil {
+		return u, nil
+	}
+	return s.store.FindUpgrade(id)
+}
+
+func (s *Supervisor) cancelUpgrade(_ http.ResponseWriter, r *http.Request) (any, error) {
+	var u *upgrade
+	s.do(func() {
+		if s.busy != nil && s.busy.record.ID == r.PathValue("id") {
+			u = s.busy
+		}
+	})
+	if u == nil {
+		return s.findUpgrade(r.PathValue("id")) // it has ended already, and this tells how
+	}
+	u.cancel(errCancelled)
+	select {
+	case <-u.done:
+		return s.copyOf(u), nil
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+}
+
+// stream writes pieces as they come until the peer leaves or the supervisor ends; a peer that does not read is dropped.
+func stream(w http.ResponseWriter, r *http.Request, contentType string, next func() (b []byte, more <-chan struct{})) {
+	rc := http.NewResponseController(w)
+	rc.SetReadDeadline(time.Time{})
+	w.Header().Set("Content-Type", contentType)
+	for {
+		b, more := next()
+		rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if _, err := w.Write(b); err != nil || rc.Flush() != nil || more == nil {
+			return
+		}
+		select {
+		case <-more:
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+func (s *Supervisor) streamEvents(w http.ResponseWriter, r *http.Request) (any, error) {
+	since, err := strconv.ParseUint(r.URL.Query().Get("since"), 10, 64)
+	if err != nil && r.URL.Query().Has("since") {
+		return nil, api.ErrBadRequest.With("since is a sequence number")
+	}
+	follow := r.URL.Query().Get("follow") == "1"
+	stream(w, r, "application/x-ndjson", func() ([]byte, <-chan struct{}) {
+		events, more := s.events.since(since)
+		var b []byte
+		for _, e := range events {
+			line, err := json.Marshal(e)
+			if err != nil {
+				continue // every field is plain data
+			}
+			b, since = append(append(b, line...), '\n'), e.Seq
+		}
+		if !follow {
+			more = nil
+		}
+		return b, more
+	})
+	return nil, nil
+}
+
+// streamLogs serves the output of the newest living generation (of one release) where there is no journal to ask.
+func (s *Supervisor) streamLogs(w http.ResponseWriter, r *http.Request) (any, error) {
+	if s.opt.Journal {
+		return nil, api.ErrConflict.With("the output is in the journal: journalctl -u " + s.opt.Config.Service)
+	}
+	version := r.URL.Query().Get("release")
+	lines, err := strconv.Atoi(r.URL.Query().Get("lines"))
+	if err != nil || lines < 0 {
+		lines = 100
+	}
+	var out *output
+	s.do(func() {
+		for i := len(s.outputs) - 1; i >= 0; i-- {
+			if o := s.outputs[i]; version == "" || o.version == version {
+				out = o
+				return
+			}
+		}
+	})
+	if out == nil {
+		return nil, api.ErrNotFound.With(fmt.Sprintf("no output of release %q is kept", version))
+	}
+	follow := r.URL.Query().Get("follow") == "1"
+	pos := out.startOfLast(lines)
+	stream(w, r, "text/plain; charset=utf-8", func() (b []byte, more <-chan struct{}) {
+		b, pos, more = out.from(pos)
+		if !follow || out.ended() {
+			more = nil
+		}
+		return b, more
+	})
+	return nil, nil
+}

@@ -1,0 +1,219 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/config"
+	"github.com/hotdeploy/hotdeploy/supervisor/store"
+	"github.com/hotdeploy/hotdeploy/systemd"
+)
+
+// Options is what the daemon's main knows and the supervisor needs.
+type Options struct {
+	Config  config.Daemon
+	Version string      // of the daemon
+	Helper  []string    // argv of the launch helper
+	Sockets []*os.File  // passed by systemd, named; the supervisor closes them
+	Environ []string    // the unit's environment, without what systemd meant for the daemon alone
+	Journal bool        // the app's output goes straight to the journal
+	Output  *os.File    // else it is relayed here; not closed
+	Log     *log.Logger // one line for each event
+}
+
+// Supervisor is one service on one machine. Make it with New, run it with Run.
+type Supervisor struct {
+	opt      Options
+	store    *store.Store
+	notify   systemd.Notifier
+	notified *systemd.NotifySocket
+	started  time.Time
+	events   *eventLog
+
+	stateMu sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
+
+	calls   chan func()
+	stopped chan struct{}   // closed when the loop has ended
+	ctx     context.Context // ends when Run is asked to end; everything started here stops with it
+	wg      sync.WaitGroup  // goroutines other than the loop
+
+	// owned by the loop
+	state                    store.State
+	gens                     map[int]*generation
+	serving                  *generation
+	listeners                *listenerSet
+	held                     []*socket // the committed release's, so that clients can wait in the queue while no generation runs
+	busy                     *upgrade  // in flight
+	last                     *api.Upgrade
+	running                  bool // the service should run: not stopped by an operator
+	keeper                   keeper
+	early                    []earlyMessage // notify messages from a process that is not registered yet
+	outputs                  []*output      // of the newest generations, without a journal
+	counts                   map[upgradeCount]int
+	crashes                  int
+	statusText               string // as systemd knows it
+	refreshing, refreshAgain bool
+}
+
+// New takes the service's folders under its lock. A second daemon for the same service gets store.ErrLocked, a damaged state
+// file store.ErrStateDamaged; both tell what to type. Call Run next; it releases what New took.
+func New(opt Options) (*Supervisor, error) {
+	st, err := store.Open(opt.Config.Root, opt.Config.Service)
+	if err != nil {
+		return nil, err
+	}
+	state, err := st.LoadState()
+	if err != nil {
+		st.Close()
+		return nil, err
+	}
+	if err := os.MkdirAll(opt.Config.RunDir, 0o750); err != nil {
+		st.Close()
+		return nil, fmt.Errorf("make the run directory: %w", err)
+	}
+	sock, err := systemd.NotifyListen(filepath.Join(opt.Config.RunDir, "notify.sock"))
+	if err != nil {
+		st.Close()
+		return nil, fmt.Errorf("listen for the app's notifications: %w", err)
+	}
+	return &Supervisor{
+		opt: opt, store: st, notified: sock, started: time.Now(), events: newEventLog(), state: state,
+		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{},
+		listeners: newListenerSet(opt.Config.RunDir, opt.Sockets), running: !stoppedThisBoot(state),
+	}, nil
+}
+
+// Run serves the control API and supervises until ctx ends; then it ends every generation in order and returns. The
+// service counts as started (READY=1) as soon as the control socket answers and the committed release's
+// listeners are bound: from then on a client waits in the queue at worst.
+func (s *Supervisor) Run(ctx context.Context) error {
+	defer s.store.Close()
+	defer s.notified.Close()
+	var cancel context.CancelFunc
+	s.ctx, cancel = context.WithCancel(ctx)
+	defer cancel()
+
+	control, err := s.listenControl()
+	if err != nil {
+		return err
+	}
+	s.wg.Go(func() { s.readNotifications() })
+	loopCtx, endLoop := context.WithCancel(context.Background())
+	go s.loop(loopCtx)
+	server := s.serveControl(control)
+
+	s.recoverUpgrade()
+	s.bindCommitted()
+	s.notify.Ready(s.refreshStatusText())
+	s.do(s.ensure)
+
+	<-s.ctx.Done()
+	s.notify.Stopping("stopping")
+	s.shutdown()
+	server.shutdown()
+	s.notified.Close() // ends readNotifications
+	s.wg.Wait()
+	endLoop()
+	<-s.stopped
+	return nil
+}
+
+// loop is the one goroutine that owns the state. It feeds systemd's watchdog, so that a stuck loop is noticed.
+func (s *Supervisor) loop(ctx context.Context) {
+	defer close(s.stopped)
+	var feed <-chan time.Time
+	if every, err := systemd.WatchdogInterval(); err == nil && every > 0 {
+		t := time.NewTicker(every)
+		defer t.Stop()
+		feed = t.C
+	}
+	for {
+		select {
+		case f := <-s.calls:
+			f()
+		case <-feed:
+			s.notify.Watchdog()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// do runs f on the loop and waits for it. Never call it from the loop, and do nothing in f that may block.
+func (s *Supervisor) do(f func()) {
+	done := make(chan struct{})
+	select {
+	case s.calls <- func() { defer close(done); f() }:
+		<-done
+	case <-s.stopped:
+	}
+}
+
+// background starts f, which must end soon after s.ctx does or when what it watches has ended.
+func (s *Supervisor) background(f func()) { s.wg.Go(f) }
+
+// after calls f on the loop when d has passed, unless the returned function is called before or the supervisor ends.
+func (s *Supervisor) after(d time.Duration, f func()) (cancel func()) {
+	t := time.AfterFunc(d, func() { s.do(f) })
+	return func() { t.Stop() }
+}
+
+// changeState writes a changed state to disk, then makes it the current one. On an error nothing has changed.
+func (s *Supervisor) changeState(change func(*store.State)) error {
+	s.stateMu.Lock()
+	defer s.stateMu.Unlock()
+	var next store.State
+	s.do(func() { next = s.state })
+	change(&next)
+	if err := s.store.SaveState(next); err != nil {
+		return err
+	}
+	s.do(func() { s.state = next })
+	return nil
+}
+
+// recoverUpgrade closes the books on an upgrade that a crash or a power cut interrupted: it was not committed, so the release
+// before it is the one that boots.
+func (s *Supervisor) recoverUpgrade() {
+	var u *api.Upgrade
+	s.do(func() { u = s.state.Upgrade })
+	if u == nil {
+		return
+	}
+	now := time.Now()
+	u.Finished, u.Outcome = &now, api.NothingChanged
+	u.Error = api.ErrInternal.With(fmt.Sprintf("the supervisor ended during the upgrade to %s, in phase %s", u.To.Version, u.Phase))
+	if c := s.state.Committed; c != nil && *c == u.To {
+		u.Outcome, u.Error = api.Done, nil // it was the commit that was interrupted, and that one is atomic
+	}
+	if err := s.store.AppendHistory(*u); err != nil {
+		s.logf("record the interrupted upgrade: %v", err)
+	}
+	if err := s.changeState(func(st *store.State) { st.Upgrade = nil }); err != nil {
+		s.logf("forget the interrupted upgrade: %v", err)
+	}
+	s.do(func() { s.last = u })
+	s.emit(api.Event{Type: api.EventUpgrade, Upgrade: u, Text: fmt.Sprintf("upgrade to %s was interrupted: %s", u.To.Version, u.Outcome)})
+}
+
+func (s *Supervisor) logf(format string, args ...any) { s.opt.Log.Printf(format, args...) }
+
+// emit tells everyone who listens, and the log.
+func (s *Supervisor) emit(e api.Event) {
+	if e.Text != "" {
+		s.opt.Log.Print(e.Text)
+	}
+	s.events.add(e)
+}
+
+func daemonInfo(s *Supervisor) api.Daemon {
+	return api.Daemon{Version: s.opt.Version, PID: os.Getpid(), Started: s.started, Systemd: os.Getenv("NOTIFY_SOCKET") != "",
+		OS: runtime.GOOS, Arch: runtime.GOARCH, Journal: s.opt.Journal, Unit: os.Getenv("HOTDEPLOY_UNIT")}
+}
