@@ -1,0 +1,58 @@
+# make alone builds and tests. Each target is what CI calls; CI calls only `make test`.
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X github.com/hotdeploy/hotdeploy/internal/version.number=$(VERSION)
+GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+OURS    := ./... ./testdata/...
+E2E     := ./testdata/lab ./testdata/e2e ./systemd
+UNIT    := $(GO) list $(OURS) | grep -v -e /testdata/lab$$ -e /testdata/e2e$$
+# The race detector needs a C compiler; without one the tests still run, and say so.
+RACE    := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
+FUZZTIME ?= 60s
+
+.PHONY: all build release-builds test tools lint vet unit race e2e bench fuzz demo clean
+
+all: build test
+
+build: ## the command and the daemon for this machine, and the daemon for hosts
+	$(GOBUILD) -o bin/hotdeploy ./cmd/hotdeploy
+	GOOS=linux GOARCH=amd64 $(GOBUILD) -o bin/hotdeployd-linux-amd64 ./cmd/hotdeployd
+	GOOS=linux GOARCH=arm64 $(GOBUILD) -o bin/hotdeployd-linux-arm64 ./cmd/hotdeployd
+
+release-builds: build ## the command for every system it supports
+	for os in linux darwin; do for arch in amd64 arm64; do GOOS=$$os GOARCH=$$arch $(GOBUILD) -o bin/hotdeploy-$$os-$$arch ./cmd/hotdeploy || exit 1; done; done
+
+test: tools lint unit e2e ## everything
+
+tools: ## what the tests need of the host; fetched by itself as root on Debian
+	sh testdata/packages.sh
+
+lint: vet
+	$(GO) tool staticcheck $(OURS)
+	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
+
+vet:
+	$(GO) vet $(OURS)
+	GOOS=darwin $(GO) vet ./cmd/hotdeploy
+
+unit:
+	@[ -n "$(RACE)" ] || echo '##### NO C COMPILER: the tests run without the race detector #####'
+	$(GO) test $(RACE) -timeout 10m $$($(UNIT))
+
+race: ## the unit tests again and again, to find what happens seldom
+	$(GO) test -race -count=3 -timeout 30m $$($(UNIT))
+
+e2e: build ## on machines with real systemd and sshd
+	$(GO) test -count=1 -v -timeout 25m $(E2E)
+
+bench: build ## figures as ratios and medians in one run
+	$(GO) run ./testdata/bench
+
+fuzz: ## every target for FUZZTIME
+	sh testdata/fuzz.sh $(FUZZTIME)
+
+demo: build ## the main job, without root, sshd and systemd
+	$(GO) run ./testdata/demo
+
+clean:
+	rm -rf bin
