@@ -1,6 +1,9 @@
 package release
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Spec is how a release wants to be run. It is written in hotdeploy.toml, travels in the manifest and is obeyed by the
 // supervisor: one struct with one Validate for both sides.
@@ -29,7 +32,7 @@ type Run struct {
 // Listener is one socket that the supervisor owns and the app inherits.
 type Listener struct {
 	Name    string `toml:"name" json:"name"`           // its LISTEN_FDNAMES entry
-	Network string `toml:"network" json:"network"`     // tcp, tcp4, tcp6, unix, udp
+	Network string `toml:"network" json:"network"`     // tcp (default), tcp4, tcp6, unix, udp
 	Address string `toml:"address" json:"address"`     // host:port, or a path for unix
 	Mode    string `toml:"mode" json:"mode,omitempty"` // unix only: octal permissions, default 0660
 }
@@ -119,8 +122,11 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 // UnmarshalText reads what time.ParseDuration reads.
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return fmt.Errorf(`%s: not a duration: write it with its unit, as in "30s", "1m30s" or "24h"`, quote(string(b)))
+	}
 	*d = Duration(v)
-	return err
+	return nil
 }
 
 func (d Duration) String() string { return time.Duration(d).String() }

@@ -8,32 +8,8 @@ import (
 
 var errTODO = errors.New("not built yet")
 
-// ErrNewerFormat is a manifest of a newer form than this program knows.
-var ErrNewerFormat = errors.New("the manifest has a newer format")
-
 // ErrDamaged is a release directory that is not what its manifest says.
 var ErrDamaged = errors.New("the release is damaged")
-
-// Validate checks every rule of a manifest.
-func (m *Manifest) Validate() error { return errTODO }
-
-// TotalBytes is the size of all files.
-func (m *Manifest) TotalBytes() int64 { return 0 }
-
-// Encode writes m in its canonical form. It validates m first: what Encode writes, Decode reads.
-func Encode(m *Manifest) ([]byte, error) { return nil, errTODO }
-
-// Decode reads and validates a manifest.
-func Decode(b []byte) (*Manifest, error) { return nil, errTODO }
-
-// Digest is the lower-case hex SHA-256 of b.
-func Digest(b []byte) string { return "" }
-
-// SetDefaults fills in every zero value that has a default. A zero that means "no limit" is set after it.
-func (s *Spec) SetDefaults() {}
-
-// Validate checks every rule of a spec.
-func (s *Spec) Validate() error { return errTODO }
 
 // PackOptions is what to pack.
 type PackOptions struct {

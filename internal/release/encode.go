@@ -1,0 +1,114 @@
+package release
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// ErrNewerFormat is a manifest of a form that this program does not know yet.
+var ErrNewerFormat = errors.New("the manifest has a newer format")
+
+// Encode writes m in its canonical form: one line of JSON, keys sorted, no spaces, a newline at the end.
+// It validates m first, so that what Encode writes, Decode reads.
+func Encode(m *Manifest) ([]byte, error) {
+	if err := m.Validate(); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	b, err := canonical(m)
+	if err == nil && len(b) > MaxManifestBytes {
+		err = fmt.Errorf("manifest: %d bytes, more than the %d allowed: pack fewer files", len(b), MaxManifestBytes)
+	}
+	return b, err
+}
+
+// canonical goes through a map, because that is what encoding/json sorts: the order of a struct's fields is no promise.
+func canonical(m *Manifest) ([]byte, error) {
+	c := *m
+	if c.Files == nil {
+		c.Files = []File{}
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	var v any
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	if err := d.Decode(&v); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	var out bytes.Buffer
+	e := json.NewEncoder(&out)
+	e.SetEscapeHTML(false)
+	err = e.Encode(v)
+	return out.Bytes(), err
+}
+
+// Decode reads a manifest and validates it. It takes only the form that Encode writes, so that one manifest has one digest.
+func Decode(b []byte) (*Manifest, error) {
+	if len(b) > MaxManifestBytes {
+		return nil, fmt.Errorf("manifest: %d bytes, more than the %d allowed", len(b), MaxManifestBytes)
+	}
+	if err := checkFormat(b); err != nil {
+		return nil, err
+	}
+	m, err := decodeStrict(b)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Validate(); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	c, err := canonical(m)
+	if err == nil && !bytes.Equal(b, c) {
+		err = errors.New("manifest: not in its canonical form: it was not written by hotdeploy, or was changed since")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// checkFormat comes before everything else: a newer manifest is told as such, not by the first field that is unknown.
+func checkFormat(b []byte) error {
+	var f struct {
+		Format int `json:"format"`
+	}
+	if err := json.Unmarshal(b, &f); err != nil {
+		return fmt.Errorf("manifest: %w", err)
+	}
+	if f.Format > Format {
+		return fmt.Errorf("%w (%d; this hotdeploy reads up to %d): update hotdeploy here; on a host with  hotdeploy setup HOST",
+			ErrNewerFormat, f.Format, Format)
+	}
+	return nil
+}
+
+func decodeStrict(b []byte) (*Manifest, error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	m := new(Manifest)
+	err := d.Decode(m)
+	if err != nil && strings.Contains(err.Error(), "unknown field") {
+		return nil, fmt.Errorf("manifest: %s: made by a newer hotdeploy? update hotdeploy here", strings.TrimPrefix(err.Error(), "json: "))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("manifest: something follows its end")
+	}
+	return m, nil
+}
+
+// Digest is the lower-case hex SHA-256 of b.
+func Digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
