@@ -19,7 +19,7 @@
 #   lab.sh list | ip vmX | log vmX
 #   lab.sh down                poweroff of all machines in order, then destroy
 #   lab.sh destroy             end everything of this lab at once and forget it
-#   lab.sh base | clean        build the shared base image | destroy this lab and the base image
+#   lab.sh base | clean        build the shared base image | destroy this lab and all base images (while no other lab runs)
 #
 # Variables: LAB_ROOT   what labs share: packages, base image (default /var/tmp/hotdeploy-lab)
 #            LAB_DIR    this lab's state (default $LAB_ROOT/by-hand)
@@ -62,7 +62,7 @@ apt() { # with one "update" where the package lists are missing or outdated
 host_tools() {
 	local -a p=()
 	have ip && have tc || p+=(iproute2)
-	have nsenter && have unshare && have findmnt || p+=(util-linux mount)
+	have nsenter && have unshare && have mount || p+=(util-linux mount)
 	have ps || p+=(procps)
 	have ssh && have ssh-keygen && have sftp || p+=(openssh-client)
 	[ -x /lib/systemd/systemd ] || p+=(systemd)
@@ -164,7 +164,7 @@ clean() {
 
 # ---------------------------------------------------------------- processes: one cgroup each for a machine, its supervisor, its line
 cgroup2() {
-	local c; c=$(findmnt -rno TARGET -t cgroup2 | head -n1)
+	local c; c=$(sed -n 's/^[^ ]* \([^ ]*\) cgroup2 .*/\1/p' /proc/self/mounts | head -n1)
 	[ -n "$c" ] || { c=$RUN/cgroup2; mkdir -p "$c"; mount -t cgroup2 cgroup2 "$c"; }
 	echo "$c"
 }
@@ -179,6 +179,10 @@ kill_group() { # $1: a cgroup directory; all of its processes get SIGKILL
 	[ -d "$1" ] || return 0
 	echo 1 >"$1/cgroup.kill"
 	until_ok 500 remove_group "$1" || die "$1: processes do not end"
+}
+delegate() { # so that limits of units in the machines work, where cgroup2 has the controllers at all
+	local c
+	for c in $(cat "$CG/cgroup.controllers"); do echo "+$c" >"$CG/cgroup.subtree_control" || true; done 2>/dev/null
 }
 in_group() { echo "$BASHPID" >"$CG/$1/cgroup.procs"; }
 
@@ -354,7 +358,7 @@ disk() { # $1 machine $2 mount point $3 size; a tmpfs of the host, so it outlive
 }
 up() {
 	local n=${1:-1} i p; local -a w=()
-	base; mkdir -p "$VMS" "$CG"; net_up
+	base; mkdir -p "$VMS" "$CG"; delegate; net_up
 	[ -e "$VMS/id_ed25519" ] || ssh-keygen -q -t ed25519 -N '' -C lab -f "$VMS/id_ed25519"
 	for ((i = 1; i <= n; i++)); do { start "vm$i"; wait_ssh "vm$i"; } & w+=($!); done
 	for p in "${w[@]}"; do wait "$p" || die "not all machines came up"; done

@@ -217,9 +217,9 @@ func (m *Machine) Link(ctx context.Context, l Link) error {
 }
 
 // ForbidSocketForwarding makes the machine's sshd refuse to forward connections to unix sockets
-// (or allow it again).
+// (or allow it again). Sessions that are open stay.
 func (m *Machine) ForbidSocketForwarding(ctx context.Context, forbid bool) error {
 	value := map[bool]string{true: "no", false: "yes"}[forbid]
-	_, err := m.Enter(ctx, "echo AllowStreamLocalForwarding "+value+" >/etc/ssh/sshd_config.d/forwarding.conf && systemctl reload ssh")
+	_, err := m.Enter(ctx, "echo AllowStreamLocalForwarding "+value+" >/etc/ssh/sshd_config.d/forwarding.conf && systemctl restart ssh")
 	return err
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // Supported returns nil where a lab can run, else an error that says what is in the way.
-// It changes nothing; what can be fetched with apt-get counts as present.
+// What can be fetched with apt-get counts as present.
 func Supported() error {
 	if os.Geteuid() != 0 {
 		return errors.New("a lab needs root (it mounts and makes network namespaces)")
@@ -38,27 +38,28 @@ func overlayKnown() error {
 	if err != nil {
 		return fmt.Errorf("a lab needs overlayfs and cgroup2: %w", err)
 	}
-	for _, fs := range []string{"\toverlay\n", "\tcgroup2\n"} {
-		if !bytes.Contains(known, []byte(fs)) {
-			// The overlay module may be there without being loaded.
-			if exec.Command("modprobe", string(bytes.TrimSpace([]byte(fs)))).Run() != nil {
-				return fmt.Errorf("a lab needs a kernel with %s", bytes.TrimSpace([]byte(fs)))
-			}
+	for _, name := range []string{"overlay", "cgroup2"} {
+		if bytes.Contains(known, []byte("\t"+name+"\n")) {
+			continue
+		}
+		// The kernel may have it as a module that nobody needed so far.
+		if err := exec.Command("modprobe", name).Run(); err != nil {
+			return fmt.Errorf("a lab needs a kernel with %s: modprobe: %w", name, err)
 		}
 	}
 	return nil
 }
 
 func cgroupKill() error {
-	var release [3]int
+	var major, minor int
 	text, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return fmt.Errorf("a lab needs Linux 5.14: %w", err)
 	}
-	if _, err := fmt.Sscanf(string(text), "%d.%d", &release[0], &release[1]); err != nil {
+	if _, err := fmt.Sscanf(string(text), "%d.%d", &major, &minor); err != nil {
 		return fmt.Errorf("a lab needs Linux 5.14, cannot read %q: %w", text, err)
 	}
-	if release[0] < 5 || release[0] == 5 && release[1] < 14 {
+	if major < 5 || major == 5 && minor < 14 {
 		return fmt.Errorf("a lab needs Linux 5.14 (cgroup.kill), this is %s", bytes.TrimSpace(text))
 	}
 	return nil
