@@ -45,9 +45,30 @@ func NewClient(dial Dial) *Client {
 // Close closes connections that no request is using.
 func (c *Client) Close() { c.idle() }
 
-// Status asks what is there and what is serving.
+// Status asks what is there and what is serving. Of a daemon that speaks another API version only API and Daemon.Version are
+// told: the rest may mean something else there. The caller compares.
 func (c *Client) Status(ctx context.Context) (Status, error) {
-	return ask[Status](ctx, c, http.MethodGet, "/status", nil)
+	raw, err := ask[json.RawMessage](ctx, c, http.MethodGet, "/status", nil)
+	if err != nil {
+		return Status{}, err
+	}
+	var head struct {
+		API    int `json:"api"`
+		Daemon struct {
+			Version string `json:"version"`
+		} `json:"daemon"`
+	}
+	if err := json.Unmarshal(raw, &head); err != nil || head.API == 0 {
+		return Status{}, ErrInternal.With("what answers at the control socket is not a hotdeploy daemon")
+	}
+	if head.API != Version {
+		return Status{API: head.API, Daemon: Daemon{Version: head.Daemon.Version}}, nil
+	}
+	var st Status
+	if err := json.Unmarshal(raw, &st); err != nil {
+		return st, fmt.Errorf("the daemon's status: %w", err)
+	}
+	return st, nil
 }
 
 // Releases lists the complete releases on the host.

@@ -86,12 +86,45 @@ func TestClient_EachVerb_AsksWhatTheAPISays(t *testing.T) {
 		c := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			b, _ := io.ReadAll(r.Body)
 			got = fmt.Sprintf("%s %s %s", r.Method, r.URL.RequestURI(), b)
+			fmt.Fprintln(w, answerTo(r.URL.Path))
 		}))
 		if err := tt.ask(c); err != nil {
 			t.Errorf("%s: %v", tt.want, err)
 		}
 		if got != tt.want {
 			t.Errorf("asked %q, want %q", got, tt.want)
+		}
+	}
+}
+
+func answerTo(path string) string {
+	switch path {
+	case "/v1/status":
+		return `{"api":1}`
+	case "/v1/releases":
+		return `[]`
+	}
+	return `{}`
+}
+
+func TestStatus_DaemonOfAnotherAPI_OnlyTheVersionsAreRead(t *testing.T) {
+	for answer, want := range map[string]string{
+		`{"api":1,"daemon":{"version":"1.0.0"},"state":"serving"}`:                 "1 1.0.0 serving",
+		`{"api":2,"daemon":{"version":"2.0.0","pid":"seven"},"state":["serving"]}`: "2 2.0.0 ",
+	} {
+		c := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, answer) }))
+		st, err := c.Status(t.Context())
+		if got := fmt.Sprint(st.API, " ", st.Daemon.Version, " ", st.State); err != nil || got != want {
+			t.Errorf("%s: got %q, %v, want %q", answer, got, err, want)
+		}
+	}
+}
+
+func TestStatus_SomebodyElseListens_IsAnError(t *testing.T) {
+	for _, answer := range []string{"hello", "[]", "{}", ""} {
+		c := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, answer) }))
+		if _, err := c.Status(t.Context()); err == nil {
+			t.Errorf("%q passed for a status", answer)
 		}
 	}
 }
