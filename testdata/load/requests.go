@@ -47,6 +47,7 @@ type requests struct {
 	ok, failed, abandoned int64
 	failures, versions    map[string]int64
 	late                  time.Duration
+	marks                 []mark // by the start of a request, since Start
 }
 
 func newRequests(ctx context.Context, o Options, n *notes) *requests {
@@ -76,6 +77,7 @@ func (r *requests) one(began time.Time) {
 	defer func() {
 		r.mu.Lock()
 		r.inFlight--
+		r.marks = fire(r.marks, int64(began.Sub(r.began)))
 		r.mu.Unlock()
 	}()
 	ctx, cancel := context.WithTimeout(r.ctx, r.opts.RequestTimeout)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -39,6 +40,7 @@ type socket struct {
 	sentAt  [window]time.Time // by message number modulo window
 	slowest time.Duration     // from sending to echo
 	skipped int64             // not sent since window messages were unanswered
+	marks   []mark
 }
 
 func newSocket(id int, held Held, n *notes) *socket {
@@ -81,6 +83,7 @@ func (s *socket) open(ctx context.Context, d *websocket.Dialer, url string) erro
 func (s *socket) neverOpened(err error) error {
 	s.mu.Lock()
 	s.state = failed
+	s.marks = fire(s.marks, math.MaxInt64)
 	s.mu.Unlock()
 	close(s.ended)
 	close(s.settled)
@@ -149,6 +152,7 @@ func (s *socket) received(kind int, frame []byte) {
 	if s.state == settling && s.check.outstanding() == 0 {
 		s.closeOnce(s.settled)
 	}
+	s.marks = fire(s.marks, s.check.next)
 }
 
 // gone: the connection ended, by us or by them.
@@ -158,12 +162,14 @@ func (s *socket) gone(err error) {
 	defer s.mu.Unlock()
 	s.closeOnce(s.first)
 	s.closeOnce(s.settled)
+	s.marks = fire(s.marks, math.MaxInt64)
 	if s.state == leaving {
 		return
 	}
 	var frame *websocket.CloseError
 	how := "connection ended"
-	if errors.As(err, &frame) {
+	// 1006 is gorilla's own word for an end without a close frame.
+	if errors.As(err, &frame) && frame.Code != websocket.CloseAbnormalClosure {
 		how = "closed by the server"
 	}
 	s.notes.add("websocket %d: %s: %v", s.id, how, err)
