@@ -225,7 +225,7 @@ shape() { # $1 machine $2 rate|off
 	done
 }
 rate() {
-	need_vm "$1"
+	need_vm "${1:-}"; [ $# -ge 2 ] || die "rate: which?"
 	[ ! -e "/run/netns/$NET-$1" ] || shape "$1" "$2"
 	if [ "$2" = off ]; then rm -f "$VMS/$1/rate"; else echo "$2" >"$VMS/$1/rate"; fi
 }
@@ -246,7 +246,7 @@ tap_there() { ip -n "$NET" link show "$1" >/dev/null; }
 tap_gone() { ! tap_there "$1"; }
 link() { # $1 machine $2 delay|off $3 loss percent $4 jitter
 	local relay
-	need_vm "$1"; link_off "$1"
+	need_vm "${1:-}"; [ $# -ge 2 ] || die "link: which delay?"; link_off "$1"
 	[ "$2" != off ] || return 0
 	relay=$(delaylink)
 	mkdir -p "$CG/$1.link"
@@ -350,7 +350,7 @@ crash() {
 	kill_group "$CG/$1.sup"
 }
 disk() { # $1 machine $2 mount point $3 size; a tmpfs of the host, so it outlives a crash of the machine
-	local d; d=$VMS/$1/disks/$(systemd-escape -p "$2")
+	local d; [ $# = 3 ] || die "disk: which path and size?"; d=$VMS/$1/disks/$(systemd-escape -p "$2")
 	mkdir -p "$d"
 	! mountpoint -q "$d" || umount "$d"
 	mount -t tmpfs -o "mode=755,size=$3" lab-disk "$d"
