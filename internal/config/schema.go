@@ -146,8 +146,14 @@ func (s *schema) suggest(table, k string, fields map[string]reflect.Type) string
 		return fmt.Sprintf(": did you mean %s?", best)
 	}
 	top := tomlFields(s.root)
-	if _, ok := top[k]; ok && table != "" {
-		return fmt.Sprintf(": %s belongs at the top, before the first [table], or has a [%[1]s] of its own", k)
+	if t, ok := top[k]; ok && table != "" {
+		switch t.Kind() {
+		case reflect.String:
+			return ": it belongs at the top, before the first [table]"
+		case reflect.Slice:
+			return ": did you mean [[" + k + "]]?"
+		}
+		return ": did you mean [" + k + "]?"
 	}
 	for _, name := range slices.Sorted(maps.Keys(top)) {
 		t := top[name]
