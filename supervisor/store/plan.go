@@ -1,0 +1,108 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"time"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+)
+
+// Facts are what [Store.Plan] must know of the machine and of who asks.
+type Facts struct {
+	OS, Arch string
+	// Env is the environment that generations start from, before the release's and the host's own (see [Store.Env]).
+	Env []string
+	// SameUser: who will upload is the user that this process runs as, so that content need not be copied. When in
+	// doubt false: then Plan wants room for the copies.
+	SameUser bool
+}
+
+// Plan checks whether the release of that manifest could run here, begins its upload and says what to send. It may be
+// called again at any time, and by several at the same time. What it refuses it refuses with an [api.Error], before
+// anything is sent.
+func (s *Store) Plan(ctx context.Context, manifest []byte, f Facts) (api.UploadPlan, error) {
+	m, err := s.decode(manifest)
+	if err != nil {
+		return api.UploadPlan{}, err
+	}
+	digest := release.Digest(manifest)
+	if err := s.planning.take(ctx); err != nil {
+		return api.UploadPlan{}, err
+	}
+	defer s.planning.give()
+	plan := api.UploadPlan{Digest: digest, Dir: s.path(path.Join(incomingDir, digest, partsDir))}
+	if plan.Complete, err = s.isThere(m.Version, digest); err != nil {
+		return api.UploadPlan{}, err
+	}
+	if err := s.checkMachine(m, f); err != nil || plan.Complete {
+		return plan, err
+	}
+	if err := s.plan(ctx, &plan, m, manifest, f.SameUser); err != nil {
+		return api.UploadPlan{}, s.explain(err)
+	}
+	return plan, nil
+}
+
+func (s *Store) plan(ctx context.Context, plan *api.UploadPlan, m *release.Manifest, manifest []byte, sameUser bool) error {
+	if err := s.dropStale(plan.Digest, time.Now(), maxUploads-1); err != nil {
+		return fmt.Errorf("clean up %s: %w", s.path(incomingDir), err)
+	}
+	blobs, err := s.blobs(ctx, m)
+	if err != nil {
+		return err
+	}
+	u, _, _, err := s.openUpload(plan.Digest)
+	if err == nil {
+		defer u.close()
+	}
+	for _, b := range blobs {
+		if len(b.sources) > 0 {
+			plan.Reused += b.size
+		} else if at := s.arrived(u, b); at < b.size {
+			plan.Missing = append(plan.Missing, api.Blob{SHA256: b.sha, Size: b.size, Offset: at})
+		}
+	}
+	if err := s.checkSpace(s.need(m, len(manifest), blobs, plan.Missing, sameUser)); err != nil {
+		return err
+	}
+	if err := s.beginUpload(plan.Digest, manifest); err != nil {
+		return fmt.Errorf("begin the upload in %s: %w", s.path(incomingDir), err)
+	}
+	return nil
+}
+
+// decode reads a manifest from outside and checks that it is for this service.
+func (s *Store) decode(raw []byte) (*release.Manifest, error) {
+	m, err := release.Decode(raw)
+	if err != nil {
+		return nil, refuse(api.ErrManifest, "", "%v", err)
+	}
+	if m.Service != s.service {
+		return nil, refuse(api.ErrManifest, "check the service's name in hotdeploy.toml and the host that you push to",
+			"the release is for the service %s, this is %s", m.Service, s.service)
+	}
+	return m, nil
+}
+
+// isThere tells whether that release is complete on this host.
+func (s *Store) isThere(version, digest string) (bool, error) {
+	has, _, err := s.readManifest(version)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := s.root.Lstat(path.Join(releasesDir, version)); err == nil {
+			return false, refuse(api.ErrConflict, "move it away", "%s is there but is no release", s.releasePath(version))
+		}
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("read release %s: %w", version, err)
+	case has != digest:
+		return false, refuse(api.ErrConflict, "choose another name for the new one with --version",
+			"version %s is on the host with other content (digest %.12s, not %.12s)", version, has, digest)
+	}
+	return true, nil
+}
