@@ -16,6 +16,10 @@ const connectPatience = 5 // seconds
 // is meant as standard output and error of a child: it is blocking and
 // close-on-exec, outlives us in the child, and survives a restart of
 // journald. The caller closes it. Without a journal here: ErrNoJournal.
+//
+// journald looks the writer up when it reads the line, and believes only root
+// about units. The last lines of a process that is gone by then have the
+// identifier but no unit: search by identifier.
 func OpenJournalStream(identifier string, priority Priority) (*os.File, error) {
 	return openJournalStream(journalStdout, identifier, priority)
 }

@@ -5,17 +5,19 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 )
 
-// The test binary stands in for the processes that these tests start: which
-// one, says this variable.
+// The test binary stands in for the processes that these tests start. Which
+// one, says this variable, or the configuration of a service that is set up
+// with it as its daemon (`<daemon> run --config <config>`).
 const roleVariable = "SYSTEMD_TEST_ROLE"
 
 var roles = map[string]func() error{}
 
 func TestMain(m *testing.M) {
-	if role := os.Getenv(roleVariable); role != "" {
+	if role := ownRole(); role != "" {
 		if err := playRole(role); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -23,6 +25,15 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+func ownRole() string {
+	if len(os.Args) == 4 && os.Args[1] == "run" && os.Args[2] == "--config" {
+		text, _ := os.ReadFile(os.Args[3])
+		role, _, _ := strings.Cut(string(text), "\n")
+		return strings.TrimPrefix(role, "# role: ")
+	}
+	return os.Getenv(roleVariable)
 }
 
 // roleCommand is this binary in another role. GORACE: else each one lingers

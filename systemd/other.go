@@ -33,6 +33,9 @@ func OpenJournalStream(identifier string, _ Priority) (*os.File, error) {
 	return nil, fmt.Errorf("open journal stream %q: %w", identifier, ErrNoJournal)
 }
 
+// Setup fails with ErrNoSystemd.
+func Setup(context.Context, SetupSpec) (Report, error) { return Report{}, ErrNoSystemd }
+
 func journalStreamEnv(f *os.File) (string, error) {
 	return "", unsupported("look at " + f.Name())
 }
