@@ -43,10 +43,10 @@ func commandLine(argv []string) (string, error) {
 	return line, nil
 }
 
-// printable takes out what a host could use to write on the terminal.
+// printable takes out what a host could use to draw on the terminal.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+		if r < ' ' && r != '\n' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 {
 			return -1
 		}
 		return r
