@@ -186,9 +186,10 @@ var (
 		"/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/root", "/run",
 		"/sbin", "/sys", "/tmp", "/usr", "/var/run", "/var/lock", "/var/tmp",
 	}
-	// sharedFolders are not for one service alone, what is in them may be.
+	// sharedFolders, and all that lie directly in /, are not for one service
+	// alone. What is in them may be.
 	sharedFolders = []string{
-		"/", "/media", "/mnt", "/opt", "/srv", "/var", "/var/backups", "/var/cache", "/var/lib", "/var/local",
+		"/var/backups", "/var/cache", "/var/lib", "/var/local",
 		"/var/log", "/var/mail", "/var/opt", "/var/spool", "/var/www",
 	}
 )
@@ -202,7 +203,7 @@ func checkRoot(root string) error {
 			return fmt.Errorf("root path %s: %s is not for services, use /srv/<service>", root, tree)
 		}
 	}
-	if slices.Contains(sharedFolders, root) {
+	if filepath.Dir(root) == "/" || slices.Contains(sharedFolders, root) {
 		return fmt.Errorf("root path %s: shared with others, use a folder in it", root)
 	}
 	return nil

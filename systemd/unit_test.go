@@ -167,6 +167,7 @@ func TestValidate_Refuses(t *testing.T) {
 		"root in the system":          func(s *UnitSpec) { s.Root = "/etc" },
 		"root deep in the system":     func(s *UnitSpec) { s.Root = "/usr/local/chat" },
 		"root shared with others":     func(s *UnitSpec) { s.Root = "/srv" },
+		"root that is top-level":      func(s *UnitSpec) { s.Root = "/data" },
 		"root shared with everybody":  func(s *UnitSpec) { s.Root = "/var/lib" },
 		"root that is a home":         func(s *UnitSpec) { s.Root = "/home/chat" },
 		"root that is forgotten":      func(s *UnitSpec) { s.Root = "/tmp/chat" },
