@@ -81,19 +81,19 @@ func eachSocket(pid int, each func(fd int, inode uint64)) error {
 	})
 }
 
-// AcceptedBy tells of a connection that we opened to a listener on this host whether it was accepted yet, and whether by one of
-// pids. So a probe knows that the answer comes from the new generation although the old one accepts on the same socket.
-func AcceptedBy(conn net.Conn, pids []int) (accepted, theirs bool, err error) {
+// AcceptedBy tells of a connection that we opened to a listener on this host whether it was accepted yet, and whether it is
+// theirs: open in one of pids. So a probe knows that the answer comes from the new generation although the old one accepts on the same socket.
+func AcceptedBy(conn net.Conn, pids []int) (theirs, accepted bool, err error) {
 	inode, err := peerInode(conn)
 	if err != nil || inode == 0 {
 		return false, false, err
 	}
 	for _, pid := range pids {
 		if err := eachSocket(pid, func(_ int, i uint64) { theirs = theirs || i == inode }); err != nil {
-			return true, false, err
+			return false, true, err
 		}
 	}
-	return true, theirs, nil
+	return theirs, true, nil
 }
 
 // peerInode is the inode of the socket at the other end, zero while nobody has accepted it.
