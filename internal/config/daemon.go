@@ -51,11 +51,11 @@ func LoadDaemon(path string) (*Daemon, error) {
 // ParseDaemon reads and checks b; name stands for the file in errors. The error is an [Error].
 func ParseDaemon(name string, b []byte) (*Daemon, error) {
 	d := new(Daemon)
-	if _, err := decode(name, b, d); err != nil {
+	var bad problems
+	if _, err := decode(name, b, d, &bad); err != nil {
 		return nil, err
 	}
 	d.setDefaults()
-	var bad problems
 	d.check(&bad)
 	if err := bad.err(name, b); err != nil {
 		return nil, err

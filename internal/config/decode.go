@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -27,32 +28,36 @@ func readFile(path string) ([]byte, error) {
 	return b, nil
 }
 
-// decode reads b into the struct that v points to, which holds the defaults. It returns what b itself says.
-func decode(name string, b []byte, v any) (map[string]any, error) {
+// decode reads b into the struct that v points to, which holds the defaults, and returns what b itself says. Mistakes
+// in keys and types go to bad; with unknown keys alone v is filled all the same, so that the caller can go on and tell
+// everything at once. The error is for what leaves v unusable.
+func decode(name string, b []byte, v any, bad *problems) (map[string]any, error) {
 	if len(b) > MaxFileBytes {
 		return nil, &Error{File: name, Problems: []Problem{{Text: fmt.Sprintf("longer than the %d bytes allowed", MaxFileBytes)}}}
 	}
 	var raw map[string]any
 	if _, err := toml.Decode(string(b), &raw); err != nil {
-		return nil, parseError(name, err)
+		return nil, parseError(name, b, err)
 	}
-	var p problems
-	s := schema{reflect.TypeOf(v).Elem(), &p}
+	s := schema{root: reflect.TypeOf(v).Elem(), problems: bad}
 	s.check("", raw, s.root)
-	if err := p.err(name, b); err != nil {
-		return nil, err
+	if s.mistyped {
+		return nil, bad.err(name, b)
 	}
 	if _, err := toml.Decode(string(b), v); err != nil {
-		return nil, parseError(name, err)
+		return nil, parseError(name, b, err)
 	}
 	return raw, nil
 }
 
-func parseError(name string, err error) error {
+// parseError counts the lines itself: the parser is one too far when it is the end of the line that it did not expect.
+func parseError(name string, b []byte, err error) error {
 	p := Problem{Text: strings.TrimPrefix(err.Error(), "toml: ")}
 	var pe toml.ParseError
 	if errors.As(err, &pe) {
-		p = Problem{Line: pe.Position.Line, Key: pe.LastKey, Text: pe.Message}
+		b = bytes.TrimPrefix(b, []byte("\ufeff"))
+		start := min(max(pe.Position.Start, 0), len(b))
+		p = Problem{Line: 1 + bytes.Count(b[:start], []byte("\n")), Key: pe.LastKey, Text: pe.Message}
 	}
 	return &Error{File: name, Problems: []Problem{p}}
 }

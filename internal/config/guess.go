@@ -74,7 +74,7 @@ func notPlain(r rune) bool { return !plainName.MatchString(string(r)) }
 func nodeApp(root *os.Root) app {
 	return app{
 		Files:   []string{"**"},
-		Exclude: []string{".*"},
+		Exclude: []string{".*", "**/.env*"},
 		Command: []string{"node", nodeMain(root)},
 		Check:   release.CheckTCP,
 		Build:   "npm ci --omit=dev",
@@ -114,7 +114,7 @@ func pythonApp(service string, names []string) app {
 	}
 	return app{
 		Files:   []string{"**"},
-		Exclude: []string{".*", "**/__pycache__", "venv"},
+		Exclude: []string{".*", "**/.env*", "**/__pycache__", "venv"},
 		Command: []string{"python3", main},
 		Check:   release.CheckTCP,
 	}

@@ -44,9 +44,17 @@ func (p Problem) String() string {
 		s = fmt.Sprintf(":%d: ", p.Line)
 	}
 	if p.Key != "" {
-		s += p.Key + ": "
+		s += cut(p.Key, 120) + ": "
 	}
-	return s + p.Text
+	return s + cut(p.Text, 300)
+}
+
+// cut keeps a message readable whatever a file holds.
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "..."
 }
 
 // problems collects what is wrong with a file; the lines are looked up at the end, if there is anything.

@@ -82,7 +82,8 @@ func Parse(name string, b []byte) (*Project, error) {
 	p := &Project{}
 	p.Spec.Health = release.DefaultHealth()
 	p.Spec.SetDefaults()
-	raw, err := decode(name, b, p)
+	var bad problems
+	raw, err := decode(name, b, p, &bad)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +91,6 @@ func Parse(name string, b []byte) (*Project, error) {
 		p.Spec.Health = nil
 	}
 	p.Spec.Resolve()
-	var bad problems
 	p.check(&bad)
 	if err := bad.err(name, b); err != nil {
 		return nil, err

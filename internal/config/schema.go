@@ -13,7 +13,8 @@ import (
 // schema compares what a TOML file says with the struct that it is for. The toml package could decode right away, but it
 // stops at the first mistake and takes keys in any case.
 type schema struct {
-	root reflect.Type
+	root     reflect.Type
+	mistyped bool // a value is not of its key's type
 	*problems
 }
 
@@ -40,6 +41,7 @@ func (s *schema) check(key string, value any, t reflect.Type) {
 var kindNames = map[reflect.Kind]string{reflect.String: "a string", reflect.Int: "an integer", reflect.Bool: "true or false"}
 
 func (s *schema) wrong(key string, value any, want string) {
+	s.mistyped = true
 	s.add(key, "must be %s, not %s", want, kindOf(value))
 }
 
@@ -65,11 +67,12 @@ func kindOf(value any) string {
 func (s *schema) checkDuration(key string, value any) {
 	text, ok := value.(string)
 	if !ok {
-		s.add(key, `%v: must be a duration with its unit in quotes, as in "30s", "1m30s" or "24h"`, value)
+		s.wrong(key, value, `a duration with its unit in quotes, as in "30s", "1m30s" or "24h"`)
 		return
 	}
 	var d release.Duration
 	if err := d.UnmarshalText([]byte(text)); err != nil {
+		s.mistyped = true
 		s.add(key, "%v", err)
 	}
 }
@@ -156,15 +159,18 @@ func (s *schema) suggest(table, k string, fields map[string]reflect.Type) string
 		return ": did you mean [" + k + "]?"
 	}
 	for _, name := range slices.Sorted(maps.Keys(top)) {
-		t := top[name]
-		for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t, header := top[name], "["+name+"]"
+		if t.Kind() == reflect.Slice {
+			header = "[" + header + "]"
+		}
+		if t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
 			t = t.Elem()
 		}
 		if t.Kind() != reflect.Struct || name == table {
 			continue
 		}
 		if _, ok := tomlFields(t)[k]; ok {
-			return fmt.Sprintf(": did you mean %s in [%s]?", k, name)
+			return fmt.Sprintf(": did you mean %s in %s?", k, header)
 		}
 	}
 	return ""
