@@ -208,6 +208,7 @@ func (s *Supervisor) shutdown() {
 		<-busy.done // its context has ended with ours
 	}
 	s.endAll(false)
+	s.do(s.listeners.closeAll)
 }
 
 // stoppedThisBoot tells whether an operator's stop still holds: a reboot starts everything again, as systemd does.

@@ -85,6 +85,17 @@ func (l *listenerSet) release(ks []*socket) {
 	}
 }
 
+// closeAll is for the end of the daemon.
+func (l *listenerSet) closeAll() {
+	for _, k := range l.open {
+		k.Close()
+	}
+	for _, f := range l.passed {
+		f.Close()
+	}
+	l.open, l.passed = nil, nil
+}
+
 func listenError(want release.Listener, err error) error {
 	e := api.ErrListen.With(fmt.Sprintf("listener %s (%s %s): %v", want.Name, want.Network, want.Address, err))
 	switch {

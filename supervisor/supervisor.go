@@ -111,7 +111,8 @@ func (s *Supervisor) Run(ctx context.Context) error {
 
 	s.recoverUpgrade()
 	s.bindCommitted()
-	s.notify.Ready(s.refreshStatusText())
+	st := s.status()
+	s.notify.Ready(st.Text)
 	s.do(s.ensure)
 
 	<-s.ctx.Done()

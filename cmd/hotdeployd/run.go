@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
@@ -51,18 +52,20 @@ func daemonConfig(path, service, root, runDir string) (*config.Daemon, error) {
 	}
 	cfg, err := config.LoadDaemon(path)
 	if service != "" && errors.Is(err, os.ErrNotExist) {
-		cfg, err = &config.Daemon{Service: service}, nil
+		cfg, err = config.NewDaemon(service), nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if root != "" {
-		cfg.Root = root
+	for _, over := range []struct{ flag, set *string }{{&root, &cfg.Root}, {&runDir, &cfg.RunDir}} {
+		if *over.flag == "" {
+			continue
+		}
+		if *over.set, err = filepath.Abs(*over.flag); err != nil {
+			return nil, err
+		}
 	}
-	if runDir != "" {
-		cfg.RunDir = runDir
-	}
-	return cfg, cfg.Complete()
+	return cfg, nil
 }
 
 // supervise is the daemon from its first to its last line.

@@ -1,0 +1,299 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/config"
+	"github.com/hotdeploy/hotdeploy/internal/procs"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+	"github.com/hotdeploy/hotdeploy/testdata/apps"
+)
+
+// The test binary is also the launch helper.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "launch" {
+		procs.LaunchMain(os.Args[2:])
+	}
+	os.Exit(m.Run())
+}
+
+// rig is a supervisor with real processes under it, spoken to through its control socket.
+type rig struct {
+	t      *testing.T
+	dir    string
+	cfg    config.Daemon
+	client *api.Client
+	addr   string // of the app's listener
+	log    *logBuffer
+	stop   func()
+}
+
+// newRig starts a supervisor on an empty root.
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "hd") // shorter than t.TempDir: socket paths are limited to 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { removeAll(t, dir) })
+	r := &rig{t: t, dir: dir, addr: freeAddr(t), log: &logBuffer{}}
+	r.cfg = config.Daemon{Service: "echo", Root: filepath.Join(dir, "root"), RunDir: filepath.Join(dir, "run")}
+	if err := os.MkdirAll(r.cfg.Root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the supervisor's log:\n%s", r.log)
+		}
+	})
+	r.start()
+	return r
+}
+
+// start runs the supervisor; it is stopped when the test ends, or by r.stop.
+func (r *rig) start() {
+	r.t.Helper()
+	s, err := New(Options{Config: r.cfg, Version: "test", Helper: []string{"/proc/self/exe", "launch"},
+		Environ: []string{"PATH=" + os.Getenv("PATH")}, Output: devNull(r.t), Log: log.New(r.log, "", log.Lmicroseconds)})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			r.t.Errorf("Run: %v", err)
+		}
+	})
+	r.t.Cleanup(r.stop)
+	r.client = api.NewClient(func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", ControlSocket(r.cfg.RunDir))
+	})
+	for { // the socket appears at some moment; nothing tells when
+		if _, err := r.client.Status(r.ctx()); err == nil {
+			return
+		}
+		select {
+		case err := <-done:
+			done <- err
+			r.t.Fatalf("Run: %v", err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (r *rig) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	r.t.Cleanup(cancel)
+	return ctx
+}
+
+// change adapts the spec of a release that a test makes.
+type change func(*release.Spec)
+
+func env(kv ...string) change {
+	return func(s *release.Spec) {
+		for i := 0; i < len(kv); i += 2 {
+			s.Run.Env[kv[i]] = kv[i+1]
+		}
+	}
+}
+
+// install brings a release of wsecho onto the "host", as a push does but for the line.
+func (r *rig) install(version string, changes ...change) {
+	r.t.Helper()
+	if err := r.tryInstall(version, changes...); err != nil {
+		r.t.Fatalf("install %s: %v", version, err)
+	}
+}
+
+func (r *rig) tryInstall(version string, changes ...change) error {
+	r.t.Helper()
+	src := filepath.Join(r.dir, "src-"+version)
+	copyFile(r.t, apps.Build(r.t, "wsecho", "", ""), filepath.Join(src, "bin/wsecho"))
+	spec := release.Spec{Run: release.Run{Command: []string{"bin/wsecho"}, Env: map[string]string{}},
+		Listeners: []release.Listener{{Name: "http", Network: "tcp", Address: r.addr}}}
+	spec.SetDefaults()
+	spec.Soak.Duration = release.Duration(200 * time.Millisecond)
+	spec.Run.StopAfter = release.Duration(2 * time.Second)
+	for _, c := range changes {
+		c(&spec)
+	}
+	packed, err := release.Pack(r.ctx(), release.PackOptions{Dir: src, Service: "echo", Version: version, Files: []string{"**"}, Spec: spec})
+	if err != nil {
+		return err
+	}
+	plan, err := r.client.PlanUpload(r.ctx(), packed.Bytes)
+	if err != nil {
+		return err
+	}
+	for _, b := range plan.Missing {
+		f, err := packed.Open(b.SHA256)
+		if err != nil {
+			return err
+		}
+		content, err := io.ReadAll(f)
+		f.Close()
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(plan.Dir, b.SHA256), content, 0o644); err != nil {
+			return err
+		}
+	}
+	_, err = r.client.Complete(r.ctx(), packed.Digest)
+	return err
+}
+
+// upgrade asks for a release and waits for the outcome.
+func (r *rig) upgrade(kind, version string) api.Upgrade {
+	r.t.Helper()
+	u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: kind, Version: version, By: "tester"})
+	if err != nil {
+		r.t.Fatalf("%s %s: %v", kind, version, err)
+	}
+	return r.outcome(u.ID)
+}
+
+// outcome waits until the upgrade has ended.
+func (r *rig) outcome(id string) api.Upgrade {
+	r.t.Helper()
+	r.await(func(e api.Event) bool { return e.Upgrade != nil && e.Upgrade.ID == id && e.Upgrade.Outcome != "" })
+	u, err := r.client.GetUpgrade(r.ctx(), id)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return u
+}
+
+// push installs and upgrades, and expects it to be done.
+func (r *rig) push(version string, changes ...change) api.Upgrade {
+	r.t.Helper()
+	r.install(version, changes...)
+	u := r.upgrade(api.KindPush, version)
+	if u.Outcome != api.Done {
+		r.t.Fatalf("push %s: %s: %v", version, u.Outcome, u.Error)
+	}
+	return u
+}
+
+// await reads events, past ones too, until one is the wanted one.
+func (r *rig) await(wanted func(api.Event) bool) {
+	r.t.Helper()
+	found := fmt.Errorf("found")
+	err := r.client.Events(r.ctx(), 0, func(e api.Event) error {
+		if wanted(e) {
+			return found
+		}
+		return nil
+	})
+	if err != found {
+		r.t.Fatalf("waiting for an event: %v", err)
+	}
+}
+
+func (r *rig) awaitText(part string) {
+	r.t.Helper()
+	r.await(func(e api.Event) bool { return strings.Contains(e.Text, part) })
+}
+
+func (r *rig) status() api.Status {
+	r.t.Helper()
+	st, err := r.client.Status(r.ctx())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return st
+}
+
+// version asks the app over a new connection who it is.
+func (r *rig) version() string {
+	r.t.Helper()
+	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + r.addr + "/version")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != 200 {
+		r.t.Fatalf("GET /version: %s: %v", res.Status, err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func freeAddr(t *testing.T) string {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+func devNull(t *testing.T) *os.File {
+	f, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(to), 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(to, b, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// removeAll removes releases too, whose directories are read-only.
+func removeAll(t *testing.T, dir string) {
+	filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			os.Chmod(path, 0o700)
+		}
+		return nil
+	})
+	if err := os.RemoveAll(dir); err != nil {
+		t.Error(err)
+	}
+}
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
