@@ -21,12 +21,13 @@ type socket struct {
 // listenerSet owns the listening sockets. It belongs to the loop.
 type listenerSet struct {
 	runDir string
-	passed []*os.File // by systemd, not matched yet
+	closed func(*socket) // is told of each one that is closed; on the loop
+	passed []*os.File    // by systemd, not matched yet
 	open   []*socket
 }
 
-func newListenerSet(runDir string, passed []*os.File) *listenerSet {
-	return &listenerSet{runDir: runDir, passed: passed}
+func newListenerSet(runDir string, passed []*os.File, closed func(*socket)) *listenerSet {
+	return &listenerSet{runDir: runDir, passed: passed, closed: closed}
 }
 
 // acquire returns the sockets for ls in their order: those that are open already, those that systemd passed, and new
@@ -82,6 +83,7 @@ func (l *listenerSet) release(ks []*socket) {
 		}
 		l.open = slices.DeleteFunc(l.open, func(o *socket) bool { return o == k })
 		k.Close()
+		l.closed(k)
 	}
 }
 

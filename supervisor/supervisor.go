@@ -83,11 +83,15 @@ func New(opt Options) (*Supervisor, error) {
 		st.Close()
 		return nil, fmt.Errorf("listen for the app's notifications: %w", err)
 	}
-	return &Supervisor{
+	s := &Supervisor{
 		opt: opt, store: st, notified: sock, started: time.Now(), events: newEventLog(), state: state,
 		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{},
-		listeners: newListenerSet(opt.Config.RunDir, opt.Sockets), running: !stoppedThisBoot(state),
-	}, nil
+		running: !stoppedThisBoot(state),
+	}
+	s.listeners = newListenerSet(opt.Config.RunDir, opt.Sockets, func(k *socket) {
+		s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("closed listener %s (%s)", k.Listener.Name, k.Addr)})
+	})
+	return s, nil
 }
 
 // Run serves the control API and supervises until ctx ends; then it ends every generation in order and returns. The
@@ -215,6 +219,10 @@ func (s *Supervisor) emit(e api.Event) {
 }
 
 func daemonInfo(s *Supervisor) api.Daemon {
-	return api.Daemon{Version: s.opt.Version, PID: os.Getpid(), Started: s.started, Systemd: os.Getenv("NOTIFY_SOCKET") != "",
-		OS: runtime.GOOS, Arch: runtime.GOARCH, Journal: s.opt.Journal, Unit: os.Getenv("HOTDEPLOY_UNIT")}
+	d := api.Daemon{Version: s.opt.Version, PID: os.Getpid(), Started: s.started, Systemd: s.notify.Enabled(),
+		OS: runtime.GOOS, Arch: runtime.GOARCH, Journal: s.opt.Journal}
+	if d.Systemd {
+		d.Unit = s.opt.Config.Service + ".service"
+	}
+	return d
 }
