@@ -51,8 +51,9 @@ func hasContent(ctx context.Context, f *os.File, size int64, digest string) (boo
 	return got == digest, err
 }
 
-// checkTree reads all files of a release and lists those that are not as m says, with the reason. What lies there besides
-// them does no harm.
+// checkTree reads all files of a release and lists those that are not as m says, with the reason. Unlike [release.Verify] it
+// lets be what lies there besides them: a cache that an app running as root wrote beside its code must not stand in the
+// way of a rollback.
 func checkTree(ctx context.Context, files *os.Root, m *release.Manifest) ([]string, error) {
 	var mu sync.Mutex // guards bad
 	var bad []string
@@ -73,7 +74,7 @@ func checkTree(ctx context.Context, files *os.Root, m *release.Manifest) ([]stri
 		return nil, err
 	}
 	for _, p := range m.Spec.Run.Shared {
-		if why := checkLink(files, p, sharedTarget(p)); why != "" {
+		if why := checkLink(files, p, release.SharedLink(p)); why != "" {
 			bad = append(bad, p+" ("+why+")")
 		}
 	}
@@ -93,7 +94,7 @@ func checkFile(ctx context.Context, files *os.Root, f *release.File) (why string
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
 		return "", err
 	case err != nil: // no file of a release of ours: not regular, not readable, led out of the release
-		return errors.Unwrap(err).Error(), nil
+		return reason(err), nil
 	}
 	defer h.Close()
 	if fi.Mode().Perm()&0o111 != finalMode(f)&0o111 {
@@ -104,6 +105,15 @@ func checkFile(ctx context.Context, files *os.Root, f *release.File) (why string
 		why = "other content"
 	}
 	return why, err
+}
+
+// reason is err without the path, which is told elsewhere.
+func reason(err error) string {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		err = p.Err
+	}
+	return err.Error()
 }
 
 func checkLink(files *os.Root, name, want string) string {

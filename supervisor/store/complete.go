@@ -7,9 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strings"
-
-	"golang.org/x/sys/unix"
+	"sync"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/release"
@@ -89,7 +87,7 @@ func (s *Store) build(ctx context.Context, temp string, u *upload, m *release.Ma
 		b.makeShared,
 		func() error { return writeFile(tree, release.ManifestName, raw, 0o444) },
 		b.closeDirs,
-		b.sync,
+		func() error { return b.sync(ctx) },
 	} {
 		if err := do(); err != nil {
 			return err
@@ -105,7 +103,7 @@ func (s *Store) publish(temp, version string) error {
 		return fmt.Errorf("publish release %s: %w", version, err)
 	}
 	step("published")
-	if err := syncDir(s.root, releasesDir); err != nil {
+	if err := syncPath(s.root, releasesDir); err != nil {
 		return fmt.Errorf("publish release %s: %w", version, err)
 	}
 	step("synced")
@@ -118,6 +116,9 @@ type builder struct {
 	upload *upload
 	tree   *os.Root
 	m      *release.Manifest
+
+	mu    sync.Mutex // guards dirty
+	dirty []string   // what may not be on the disk yet, under tree
 }
 
 func inFiles(p string) string { return path.Join(release.FilesDir, p) }
@@ -130,7 +131,9 @@ func (b *builder) makeDirs() error {
 		if err := makeDir(b.tree, inFiles(d), 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", d, err)
 		}
+		b.soil(inFiles(d))
 	}
+	b.soil(release.FilesDir, ".")
 	step("dirs")
 	return nil
 }
@@ -151,6 +154,7 @@ func (b *builder) makeEmptyFiles() error {
 		if err := errors.Join(h.Chmod(finalMode(f)), h.Close()); err != nil {
 			return fmt.Errorf("make %s: %w", f.Path, err)
 		}
+		b.soil(inFiles(f.Path))
 	}
 	return nil
 }
@@ -175,23 +179,18 @@ func (b *builder) makeShared() error {
 	for _, p := range b.m.Spec.Run.Shared {
 		name := path.Join(sharedDir, p)
 		if _, err := b.store.root.Lstat(name); errors.Is(err, fs.ErrNotExist) {
-			err = errors.Join(b.store.root.MkdirAll(name, 0o750), syncDir(b.store.root, path.Dir(name)))
+			err = errors.Join(b.store.root.MkdirAll(name, 0o750), syncPath(b.store.root, path.Dir(name)))
 			if err != nil {
 				return fmt.Errorf("make %s: %w", b.store.path(name), err)
 			}
 		} else if err != nil {
 			return fmt.Errorf("look at %s: %w", b.store.path(name), err)
 		}
-		if err := b.tree.Symlink(sharedTarget(p), inFiles(p)); err != nil {
+		if err := b.tree.Symlink(release.SharedLink(p), inFiles(p)); err != nil {
 			return fmt.Errorf("make the shared path %s: %w", p, err)
 		}
 	}
 	return nil
-}
-
-// sharedTarget leads from files/p in a release to shared/p in the root.
-func sharedTarget(p string) string {
-	return strings.Repeat("../", strings.Count(p, "/")) + path.Join("../../..", sharedDir, p)
 }
 
 // closeDirs takes the write permission from the directories, those below first.
@@ -203,18 +202,4 @@ func (b *builder) closeDirs() error {
 		}
 	}
 	return errors.Join(b.tree.Chmod(release.FilesDir, 0o555), b.tree.Chmod(".", 0o555))
-}
-
-// sync writes all of it to the disk: one call for the file system is faster than one for each of many files.
-func (b *builder) sync() error {
-	step("sync")
-	d, err := b.tree.Open(".")
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := onFD(d, unix.Syncfs); err != nil {
-		return fmt.Errorf("write release %s to the disk: %w", b.m.Version, err)
-	}
-	return nil
 }

@@ -48,7 +48,7 @@ func openRegular(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
 	}
 	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, notRegular(name, err)
 	}
 	got, err := f.Stat()
 	if err == nil && !os.SameFile(seen, got) {
@@ -59,6 +59,16 @@ func openRegular(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
 		return nil, nil, err
 	}
 	return f, got, nil
+}
+
+// notRegular tells what a file that was regular an instant ago has become, from the error of opening it: a symlink (what
+// [os.Root] says of one that leads out is no errno) or a socket.
+func notRegular(name string, err error) error {
+	var errno unix.Errno
+	if !errors.As(err, &errno) || errno == unix.ELOOP || errno == unix.ENOTDIR || errno == unix.ENXIO {
+		return &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("%w: %v", errNotRegular, reason(err))}
+	}
+	return err
 }
 
 // readLimited reads a regular file of at most limit bytes.
@@ -101,11 +111,11 @@ func writeFile(root *os.Root, name string, data []byte, mode os.FileMode) (err e
 		return err
 	}
 	step("written " + path.Base(name))
-	return syncDir(root, dir)
+	return syncPath(root, dir)
 }
 
-// syncDir makes what was created, renamed and removed in a directory last through a power cut.
-func syncDir(root *os.Root, name string) error {
+// syncPath makes a file's content, or what was created, renamed and removed in a directory, last through a power cut.
+func syncPath(root *os.Root, name string) error {
 	d, err := root.Open(name)
 	if err != nil {
 		return err

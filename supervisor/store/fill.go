@@ -108,6 +108,7 @@ func (b *builder) fromPart(ctx context.Context, bl *blob, f *release.File) error
 		return errAbsent
 	}
 	private := isPrivate(fi)
+	b.soil(inFiles(f.Path)) // unlike a file of a release, a part was never synced
 	err = b.take(ctx, h, f, private)
 	if errors.Is(err, errWrong) {
 		b.store.discard(b.upload.parts, bl.sha)
@@ -125,6 +126,7 @@ func (b *builder) take(ctx context.Context, h *os.File, f *release.File, linkabl
 			return err
 		}
 	}
+	b.soil(inFiles(f.Path))
 	return copyFile(ctx, h, b.tree, inFiles(f.Path), f)
 }
 
@@ -138,6 +140,7 @@ func (b *builder) again(ctx context.Context, first, f *release.File) error {
 	if f.Mode == first.Mode && link(h, b.tree, inFiles(f.Path)) == nil {
 		return nil
 	}
+	b.soil(inFiles(f.Path))
 	return copyFile(ctx, h, b.tree, inFiles(f.Path), f)
 }
 

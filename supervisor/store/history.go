@@ -65,7 +65,7 @@ func (s *Store) appendLine(line []byte) (err error) {
 		return err
 	}
 	if isNew {
-		return syncDir(s.root, stateDir)
+		return syncPath(s.root, stateDir)
 	}
 	return nil
 }
@@ -186,9 +186,9 @@ func backwards(r io.ReaderAt, end int64, most int, fn func(line []byte) bool) er
 	if err != nil {
 		return err
 	}
-	buf := make([]byte, most)
+	buf := make([]byte, most+1) // a line, its newline and the newline before it
 	for end > 0 {
-		n := min(end, int64(most))
+		n := min(end, int64(len(buf)))
 		if _, err := r.ReadAt(buf[:n], end-n); err != nil {
 			return err
 		}
@@ -198,7 +198,7 @@ func backwards(r io.ReaderAt, end int64, most int, fn func(line []byte) bool) er
 			if start == 0 && end > int64(len(chunk)) {
 				break // that line may begin before the chunk
 			}
-			if !fn(chunk[start : len(chunk)-1]) {
+			if line := chunk[start : len(chunk)-1]; len(line) < most && !fn(line) {
 				return nil
 			}
 			end -= int64(len(chunk) - start)
@@ -206,7 +206,7 @@ func backwards(r io.ReaderAt, end int64, most int, fn func(line []byte) bool) er
 				break
 			}
 		}
-		if len(chunk) == most { // a line that fills the whole buffer
+		if len(chunk) == len(buf) { // a line that is longer
 			if end, err = lastNewline(r, end-1); err != nil {
 				return err
 			}

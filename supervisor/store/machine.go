@@ -53,41 +53,22 @@ func (s *Store) checkMachine(m *release.Manifest, f Facts) error {
 
 // missingPrograms lists what the start command needs of the host and the host has not.
 func missingPrograms(m *release.Manifest, pathVar string) []string {
-	wanted := m.Interpreters
-	if c := m.Spec.Run.Command; len(c) > 0 && (path.IsAbs(c[0]) || !strings.Contains(c[0], "/")) {
-		wanted = append(wanted[:len(wanted):len(wanted)], c[0])
-	}
 	var missing []string
-	seen := map[string]bool{}
-	for _, w := range wanted {
-		if !seen[w] && !hasProgram(m, w, pathVar) {
-			missing = append(missing, w)
+	for _, name := range m.Interpreters {
+		if !hasProgram(name, pathVar) {
+			missing = append(missing, name)
 		}
-		seen[w] = true
 	}
 	return missing
 }
 
-func hasProgram(m *release.Manifest, name, pathVar string) bool {
+func hasProgram(name, pathVar string) bool {
 	if path.IsAbs(name) {
 		return isProgram(name)
 	}
 	for _, dir := range filepath.SplitList(pathVar) {
 		if path.IsAbs(dir) && isProgram(path.Join(dir, name)) {
 			return true
-		}
-		if !path.IsAbs(dir) && inRelease(m, path.Join(dir, name)) {
-			return true
-		}
-	}
-	return false
-}
-
-// inRelease serves a PATH with directories of the release itself in it.
-func inRelease(m *release.Manifest, name string) bool {
-	for i := range m.Files {
-		if f := &m.Files[i]; f.Path == name {
-			return f.Link != "" || f.Mode&0o100 != 0
 		}
 	}
 	return false

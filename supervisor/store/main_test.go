@@ -266,3 +266,10 @@ func whole(t testing.TB, s *Store, version string) *Release {
 	}
 	return r
 }
+
+// childT lets a child use the helpers for tests: what would fail a test ends it.
+type childT struct{ testing.TB }
+
+func (childT) Helper()                  {}
+func (childT) Context() context.Context { return context.Background() }
+func (childT) Fatal(args ...any)        { fmt.Fprintln(os.Stderr, args...); os.Exit(1) }

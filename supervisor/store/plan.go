@@ -22,9 +22,16 @@ type Facts struct {
 	SameUser bool
 }
 
+// maxHashedByPlan bounds how long Plan takes where much has arrived already. What it does not look at the uploader ends once
+// more, see [Store.Plan].
+const maxHashedByPlan = 2 << 30
+
 // Plan checks whether the release of that manifest could run here, begins its upload and says what to send. It may be
 // called again at any time, and by several at the same time. What it refuses it refuses with an [api.Error], before
 // anything is sent.
+//
+// A blob in Missing whose Offset is its Size has arrived, but with holes, or nobody has looked: whoever sends many packets at
+// once sends the end again, as after any interruption.
 func (s *Store) Plan(ctx context.Context, manifest []byte, f Facts) (api.UploadPlan, error) {
 	m, err := s.decode(manifest)
 	if err != nil {
@@ -60,10 +67,17 @@ func (s *Store) plan(ctx context.Context, plan *api.UploadPlan, m *release.Manif
 	if err == nil {
 		defer u.close()
 	}
+	budget := int64(maxHashedByPlan)
 	for _, b := range blobs {
 		if len(b.sources) > 0 {
 			plan.Reused += b.size
-		} else if at := s.arrived(u, b); at < b.size {
+			continue
+		}
+		at, whole, err := s.arrived(ctx, u, b, &budget)
+		if err != nil {
+			return err
+		}
+		if !whole {
 			plan.Missing = append(plan.Missing, api.Blob{SHA256: b.sha, Size: b.size, Offset: at})
 		}
 	}
@@ -92,15 +106,14 @@ func (s *Store) decode(raw []byte) (*release.Manifest, error) {
 // isThere tells whether that release is complete on this host.
 func (s *Store) isThere(version, digest string) (bool, error) {
 	has, _, err := s.readManifest(version)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if _, err := s.root.Lstat(path.Join(releasesDir, version)); err == nil {
-			return false, refuse(api.ErrConflict, "move it away", "%s is there but is no release", s.releasePath(version))
+	if err != nil {
+		if _, gone := s.root.Lstat(path.Join(releasesDir, version)); errors.Is(gone, fs.ErrNotExist) {
+			return false, nil
 		}
-		return false, nil
-	case err != nil:
-		return false, fmt.Errorf("read release %s: %w", version, err)
-	case has != digest:
+		return false, refuse(api.ErrConflict, "move it away, or choose another name with --version",
+			"%s is there but is no release: %s: %s", s.releasePath(version), release.ManifestName, reason(err))
+	}
+	if has != digest {
 		return false, refuse(api.ErrConflict, "choose another name for the new one with --version",
 			"version %s is on the host with other content (digest %.12s, not %.12s)", version, has, digest)
 	}

@@ -41,7 +41,10 @@ func (s *Store) Prune(ctx context.Context, keep int, inUse func(digest string) b
 	if err != nil {
 		return nil, err
 	}
-	list, unreadable := s.List()
+	list, err := s.List()
+	if err != nil {
+		return nil, err
+	}
 	var gone []string
 	for _, info := range list { // the newest first
 		if ctx.Err() != nil {
@@ -59,7 +62,7 @@ func (s *Store) Prune(ctx context.Context, keep int, inUse func(digest string) b
 		}
 		gone = append(gone, info.Version)
 	}
-	return gone, unreadable
+	return gone, nil
 }
 
 // keeper returns a function that says why a release must stay; empty: nothing holds it.
@@ -91,7 +94,7 @@ func (s *Store) remove(version string) error {
 	if err := s.root.Rename(path.Join(releasesDir, version), temp); err != nil {
 		return fmt.Errorf("remove release %s: %w", version, err)
 	}
-	err := syncDir(s.root, releasesDir)
+	err := syncPath(s.root, releasesDir)
 	step("removing")
 	if err := errors.Join(err, forceRemove(s.root, temp)); err != nil {
 		return fmt.Errorf("remove release %s: %w", version, err)

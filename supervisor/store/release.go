@@ -85,18 +85,17 @@ func (s *Store) byDigest(digest string) (string, error) {
 }
 
 // List returns the complete releases, the newest first, with State "committed" or "previous" as the state on disk has it.
-// If some cannot be read it returns the others and an error.
+// One that cannot be read is left out, with a warning: it must not hide the others.
 func (s *Store) List() ([]api.ReleaseInfo, error) {
 	versions, err := s.versions()
 	if err != nil {
 		return nil, err
 	}
-	var list []api.ReleaseInfo
-	var errs []error
+	list := []api.ReleaseInfo{}
 	for _, v := range versions {
 		info, err := s.info(v)
 		if err != nil {
-			errs = append(errs, err)
+			s.warn("%w", err)
 			continue
 		}
 		list = append(list, info)
@@ -106,13 +105,12 @@ func (s *Store) List() ([]api.ReleaseInfo, error) {
 	})
 	st, err := s.LoadState()
 	if err != nil {
-		return list, errors.Join(append(errs, err)...)
+		return nil, err
 	}
 	for i := range list {
 		list[i].State = st.roleOf(list[i].Digest)
 	}
-	errs = append(errs, s.addCommitTimes(list))
-	return list, errors.Join(errs...)
+	return list, s.addCommitTimes(list)
 }
 
 func (s *Store) info(version string) (api.ReleaseInfo, error) {

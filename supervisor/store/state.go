@@ -215,7 +215,7 @@ func (s *Store) SetCurrent(version string) error {
 		s.root.Remove(temp)
 		return fmt.Errorf("set %s: %w", s.path(currentLink), err)
 	}
-	return syncDir(s.root, ".")
+	return syncPath(s.root, ".")
 }
 
 // Current is the version that the symlink current names; empty: there is none.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -73,7 +74,7 @@ func (s *Store) beginUpload(digest string, manifest []byte) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(parts.Close(), syncDir(incoming, "."))
+	return errors.Join(parts.Close(), syncPath(incoming, "."))
 }
 
 // ownDir opens a directory of ours, or makes it.
@@ -102,20 +103,41 @@ func (s *Store) discard(parent *os.Root, name string) {
 	}
 }
 
-// arrived is how much of a blob is there. What cannot be part of it is removed.
-func (s *Store) arrived(u *upload, b *blob) int64 {
+// maxHole is how far before its end an interrupted part may have holes, rounded up: a smaller part is begun anew.
+const maxHole = 4 << 20
+
+// arrived is how much of a blob is there and whether it is all of it, as far as the budget of bytes to read allows to say.
+// What cannot become the blob is removed.
+func (s *Store) arrived(ctx context.Context, u *upload, b *blob, budget *int64) (at int64, whole bool, err error) {
 	if u == nil {
-		return 0
+		return 0, false, nil
 	}
-	fi, err := u.parts.Lstat(b.sha)
+	f, fi, err := openRegular(u.parts, b.sha)
 	switch {
-	case err != nil:
-		return 0
-	case !fi.Mode().IsRegular(), fi.Size() > b.size:
+	case errors.Is(err, fs.ErrNotExist):
+		return 0, false, nil
+	case err != nil, fi.Size() > b.size: // also what we may not read: who sends it now may be somebody else
 		s.discard(u.parts, b.sha)
-		return 0
+		return 0, false, closeIf(f)
 	}
-	return fi.Size()
+	defer f.Close()
+	if fi.Size() < b.size || b.size > *budget {
+		return fi.Size(), false, nil
+	}
+	*budget -= b.size
+	whole, err = hasContent(ctx, f, b.size, b.sha)
+	if err == nil && !whole && b.size <= maxHole {
+		s.discard(u.parts, b.sha)
+		return 0, false, nil
+	}
+	return b.size, whole, err
+}
+
+func closeIf(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	return f.Close()
 }
 
 // dropUpload removes an upload that is finished or given up.
