@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 )
 
@@ -100,9 +99,6 @@ func decodeStrict(b []byte) (*Manifest, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("manifest: something follows its end")
 	}
 	return m, nil
 }

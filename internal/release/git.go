@@ -14,7 +14,7 @@ import (
 
 var (
 	vTagForm   = regexp.MustCompile(`^v[0-9]`)
-	notVersion = regexp.MustCompile(`[^0-9A-Za-z._+-]+|\.\.+`)
+	notVersion = regexp.MustCompile(`[^0-9A-Za-z._+-]+`)
 )
 
 // GitVersion makes a version of what git says about dir: the tag (v1.2.3 becomes 1.2.3), the last tag with the distance and the commit,

@@ -26,6 +26,13 @@ type place struct {
 	hops   int
 }
 
+// absentError is a path on the way that nothing stands for.
+type absentError struct{ path string }
+
+func (e *absentError) Error() string {
+	return "leads to " + quote(e.path) + ", which is not in the release"
+}
+
 func newTree(files []File, shared []string) *tree {
 	t := &tree{files: make(map[string]*File, len(files)), shared: make(map[string]bool), led: make(map[string]place)}
 	for i := range files {
@@ -63,9 +70,6 @@ func (t *tree) above(p string) (string, bool) {
 func (t *tree) follow(dir, target string, depth int) (place, error) {
 	at := place{path: dir}
 	for _, name := range strings.Split(target, "/") {
-		if name == "" || name == "." {
-			continue
-		}
 		next, err := t.step(at, name, depth)
 		if err != nil {
 			return place{}, err
@@ -86,6 +90,8 @@ func (t *tree) step(at place, name string, depth int) (place, error) {
 		return place{path.Join(at.path, name), true, at.hops}, nil
 	case !t.isDir(at.path):
 		return at, fmt.Errorf("goes through %s, which is not a directory", quote(at.path))
+	case name == "" || name == ".": // a slash at the end also asks for a directory
+		return at, nil
 	case name == ".." && at.path == "":
 		return at, errors.New("leaves the release")
 	case name == "..":
@@ -103,10 +109,10 @@ func (t *tree) enter(p place, depth int) (place, error) {
 		return p, nil
 	case f != nil && f.Link != "":
 		end, err := t.resolve(f, depth+1)
-		end.hops += p.hops + 1
+		end.hops += p.hops
 		return end, err
 	case f == nil && !t.isDir(p.path):
-		return p, fmt.Errorf("leads to %s, which is not in the release", quote(p.path))
+		return p, &absentError{p.path}
 	}
 	return p, nil
 }
@@ -120,16 +126,23 @@ func (t *tree) resolve(f *File, depth int) (place, error) {
 		return place{}, errors.New("passes too many symlinks (a loop?)")
 	}
 	p, err := t.follow(parent(f.Path), f.Link, depth)
-	if err == nil {
-		t.led[f.Path] = p
+	if err != nil {
+		return p, err
 	}
-	return p, err
+	if p.hops++; p.hops > maxHops {
+		return p, errors.New("passes too many symlinks")
+	}
+	t.led[f.Path] = p
+	return p, nil
 }
 
 // program returns the file that command names inside the release, through symlinks.
 func (t *tree) program(command string) (*File, error) {
 	end, err := t.follow("", command, 0)
+	var absent *absentError
 	switch {
+	case errors.As(err, &absent) && absent.path == path.Clean(command):
+		return nil, errors.New("is not in the release: build it, and list it in pack.files")
 	case err != nil:
 		return nil, err
 	case end.shared:
