@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -25,8 +24,8 @@ type app struct {
 	unhealthy atomic.Bool
 	live      atomic.Int64 // WebSockets and line connections open now
 
-	// held counts what Shutdown does not wait for: hijacked connections,
-	// line connections, and the loops that accept and read datagrams.
+	// held counts whatever must end before the process does: every connection
+	// from its accept on, and the loops that accept and read datagrams.
 	held sync.WaitGroup
 }
 
@@ -40,6 +39,7 @@ func newApp(cfg config) (*app, error) {
 	a.server = &http.Server{
 		Handler:           a.routes(),
 		ReadHeaderTimeout: 30 * time.Second,
+		ConnState:         a.count,
 		// A client that goes away in a handshake is nobody's news.
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
@@ -60,15 +60,26 @@ func (a *app) serve() {
 }
 
 func (a *app) serveHTTP(ln net.Listener) {
-	if err := a.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+	if err := a.server.Serve(ln); !errors.Is(err, net.ErrClosed) {
 		fmt.Fprintf(os.Stderr, "wsecho: error: serving %s: %v\n", ln.Addr(), err)
 		os.Exit(1)
 	}
 }
 
+// count holds a connection from its accept (the server calls this before it
+// accepts the next) to its end, or to the WebSocket handler's own counting.
+func (a *app) count(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		a.held.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		a.held.Done()
+	}
+}
+
 // untilStopped waits for SIGTERM and drains, or for a misbehaviour that ends
 // the process.
-func (a *app) untilStopped(ctx context.Context, term <-chan os.Signal, stderr io.Writer) int {
+func (a *app) untilStopped(term <-chan os.Signal, stderr io.Writer) int {
 	exit := a.untilMisbehaved()
 	for {
 		select {
@@ -83,22 +94,25 @@ func (a *app) untilStopped(ctx context.Context, term <-chan os.Signal, stderr io
 			if a.cfg.abrupt {
 				return 0
 			}
-			return a.drain(ctx, exit, stderr)
+			return a.drain(exit, stderr)
 		}
 	}
 }
 
 // drain stops accepting and waits until every client has left; a misbehaviour
 // by the clock still strikes.
-func (a *app) drain(ctx context.Context, exit <-chan int, stderr io.Writer) int {
+//
+// http.Server.Shutdown would lose requests: what was accepted but not yet read
+// when it begins gets no answer, only the end of the connection. So the
+// listeners are closed by us, and each connection ends after its next answer.
+// Idle ones are ended now, as Shutdown does too.
+func (a *app) drain(exit <-chan int, stderr io.Writer) int {
+	a.sockets.close()
+	a.server.SetKeepAlivesEnabled(false)
 	done := make(chan struct{})
 	go func() {
-		defer close(done)
-		a.sockets.closeOthers()
-		// Closes the listeners first, then waits for requests; what was
-		// accepted and has not sent its request yet is waited for as well.
-		_ = a.server.Shutdown(ctx)
 		a.held.Wait()
+		close(done)
 	}()
 	a.notify(stderr, fmt.Sprintf("STOPPING=1\nSTATUS=draining %s, %d connections left", a.cfg.version, a.live.Load()))
 	select {
@@ -109,9 +123,9 @@ func (a *app) drain(ctx context.Context, exit <-chan int, stderr io.Writer) int 
 	}
 }
 
-// closeOthers closes what the HTTP server does not know of.
-func (s sockets) closeOthers() {
-	for _, ln := range s.lines {
+// close closes our copies; the queues live on with the next generation.
+func (s sockets) close() {
+	for _, ln := range append(s.http, s.lines...) {
 		ln.Close()
 	}
 	for _, pc := range s.dgram {

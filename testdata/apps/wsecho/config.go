@@ -15,6 +15,7 @@ type config struct {
 	version    string
 	generation string
 	printAddr  bool
+	untilEOF   bool
 
 	exitAtStart    bool
 	neverReady     bool
@@ -39,6 +40,7 @@ func flags(c *config, out io.Writer) *flag.FlagSet {
 	fs.StringVar(&c.addr, "addr", "127.0.0.1:8080", "`address` to bind when no listener is passed")
 	fs.StringVar(&c.version, "version", "dev", "`version` to answer with (environment: HOTDEPLOY_VERSION)")
 	fs.BoolVar(&c.printAddr, "print-addr", false, "print the bound addresses to standard output once ready")
+	fs.BoolVar(&c.untilEOF, "until-eof", false, "exit with 1 when standard input ends, so that a killed test leaves no orphan")
 
 	fs.BoolVar(&c.exitAtStart, "exit-at-start", false, "print three lines and exit with 3")
 	fs.BoolVar(&c.neverReady, "never-ready", false, "hang in the start: accept nothing, never say READY=1")

@@ -30,8 +30,13 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "wsecho: error: %v\n", err)
 		return 2
 	}
-	// Before anything slow: a SIGTERM during the start must not kill us in
-	// the middle of it unless that is what Go's default would have done.
+	if cfg.untilEOF {
+		go func() {
+			io.Copy(io.Discard, os.Stdin)
+			os.Exit(1)
+		}()
+	}
+	// From here on a SIGTERM is answered, also while the start is slow.
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM, syscall.SIGINT)
 
@@ -49,5 +54,5 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	if cfg.printAddr {
 		fmt.Println(a.addrs())
 	}
-	return a.untilStopped(ctx, term, stderr)
+	return a.untilStopped(term, stderr)
 }

@@ -28,8 +28,8 @@ type answer struct {
 }
 
 // serveWebSocket echoes until the client leaves. held is taken before the
-// upgrade: from then on Shutdown no longer waits for this connection, so there
-// must be no instant in which nobody does.
+// upgrade, at which the server's own count ends: there must be no instant in
+// which nobody holds the connection.
 func (a *app) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	a.held.Add(1)
 	defer a.held.Done()
