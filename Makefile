@@ -45,8 +45,8 @@ race: ## the unit tests again and again, to find what happens seldom
 e2e: build ## on machines with real systemd and sshd
 	$(GO) test -count=1 -v -timeout 25m $(E2E)
 
-bench: build ## figures as ratios and medians in one run
-	$(GO) run ./testdata/bench
+bench: ## figures as ratios and medians in one run
+	$(GO) test -run "^$$" -bench . -benchtime 10x -timeout 60m ./supervisor ./remote
 
 fuzz: ## every target for FUZZTIME
 	sh testdata/fuzz.sh $(FUZZTIME)

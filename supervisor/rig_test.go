@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 
 // rig is a supervisor with real processes under it, spoken to through its control socket.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	cfg    config.Daemon
 	client *api.Client
@@ -40,8 +40,15 @@ type rig struct {
 	stop   func()
 }
 
-// newRig starts a supervisor on an empty root.
-func newRig(t *testing.T) *rig {
+// newRig starts a supervisor in this process, on an empty root.
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	r := emptyRig(t)
+	r.start()
+	return r
+}
+
+func emptyRig(t testing.TB) *rig {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "hd") // shorter than t.TempDir: socket paths are limited to 107 bytes
 	if err != nil {
@@ -58,7 +65,6 @@ func newRig(t *testing.T) *rig {
 			t.Logf("the supervisor's log:\n%s", r.log)
 		}
 	})
-	r.start()
 	return r
 }
 
@@ -80,6 +86,12 @@ func (r *rig) start() {
 		}
 	})
 	r.t.Cleanup(r.stop)
+	r.connect(done)
+}
+
+// connect waits until the control socket answers; done gets the end of whoever should.
+func (r *rig) connect(done chan error) {
+	r.t.Helper()
 	r.client = api.NewClient(func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", ControlSocket(r.cfg.RunDir))
 	})
@@ -235,7 +247,7 @@ func (r *rig) version() string {
 	return strings.TrimSpace(string(b))
 }
 
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -244,7 +256,7 @@ func freeAddr(t *testing.T) string {
 	return ln.Addr().String()
 }
 
-func devNull(t *testing.T) *os.File {
+func devNull(t testing.TB) *os.File {
 	f, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -253,7 +265,7 @@ func devNull(t *testing.T) *os.File {
 	return f
 }
 
-func copyFile(t *testing.T, from, to string) {
+func copyFile(t testing.TB, from, to string) {
 	t.Helper()
 	b, err := os.ReadFile(from)
 	if err == nil {
@@ -268,7 +280,7 @@ func copyFile(t *testing.T, from, to string) {
 }
 
 // removeAll removes releases too, whose directories are read-only.
-func removeAll(t *testing.T, dir string) {
+func removeAll(t testing.TB, dir string) {
 	filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			os.Chmod(path, 0o700)

@@ -15,7 +15,7 @@ import (
 	"github.com/hotdeploy/hotdeploy/testdata/load"
 )
 
-func startLoad(t *testing.T, addr string, websockets, perSecond int) *load.Load {
+func startLoad(t testing.TB, addr string, websockets, perSecond int) *load.Load {
 	t.Helper()
 	l, err := load.Start(context.Background(), load.Options{Addr: addr, WebSockets: websockets, NewConnsPerSecond: perSecond,
 		MessageInterval: 50 * time.Millisecond})
