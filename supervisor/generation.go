@@ -48,7 +48,7 @@ type generation struct {
 func (s *Supervisor) start(rel *store.Release) (*generation, error) {
 	var number int
 	if err := s.changeState(func(st *store.State) { number = st.NextGeneration; st.NextGeneration++ }); err != nil {
-		return nil, api.ErrStart.With(fmt.Sprintf("record generation %d: %v", number, err))
+		return nil, api.ErrInternal.With(fmt.Sprintf("write the state: %v", err))
 	}
 	var sockets []*socket
 	var err error

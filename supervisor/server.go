@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -76,9 +77,10 @@ func (s *Supervisor) routes() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, limit int64, f func(w http.ResponseWriter, r *http.Request) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
-			r.Body = http.MaxBytesReader(w, r.Body, limit)
-			answer, err := f(w, r)
+			answer, err := any(nil), readBody(w, r, limit)
+			if err == nil {
+				answer, err = f(w, r)
+			}
 			switch {
 			case err != nil:
 				s.writeError(w, err)
@@ -122,6 +124,17 @@ func (s *Supervisor) routes() http.Handler {
 		return nil, api.ErrNotFound.With(fmt.Sprintf("this daemon (%s) has no %s %s", s.opt.Version, r.Method, r.URL.Path))
 	})
 	return mux
+}
+
+// readBody takes the whole request in, so that only a slow sender has a time limit, and not the work that follows: a read
+// deadline that passes during that would end r's context.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) error {
+	rc := http.NewResponseController(w)
+	rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	rc.SetReadDeadline(time.Time{})
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	return err
 }
 
 func (s *Supervisor) afterwards(err error) (any, error) {
@@ -196,9 +209,7 @@ func (s *Supervisor) planUpload(_ http.ResponseWriter, r *http.Request) (any, er
 	return s.store.Plan(r.Context(), manifest, store.Facts{OS: runtime.GOOS, Arch: runtime.GOARCH, Env: s.opt.Environ})
 }
 
-func (s *Supervisor) completeUpload(w http.ResponseWriter, r *http.Request) (any, error) {
-	// It may take longer than a request usually does, and a second call finds what the first has done.
-	http.NewResponseController(w).SetReadDeadline(time.Time{})
+func (s *Supervisor) completeUpload(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return s.store.Complete(r.Context(), r.PathValue("digest"))
 }
 
@@ -262,7 +273,6 @@ func (s *Supervisor) cancelUpgrade(_ http.ResponseWriter, r *http.Request) (any,
 // stream writes pieces as they come until the peer leaves or the supervisor ends; a peer that does not read is dropped.
 func stream(w http.ResponseWriter, r *http.Request, contentType string, next func() (b []byte, more <-chan struct{})) {
 	rc := http.NewResponseController(w)
-	rc.SetReadDeadline(time.Time{})
 	w.Header().Set("Content-Type", contentType)
 	for {
 		b, more := next()
