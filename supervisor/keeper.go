@@ -115,6 +115,7 @@ func (s *Supervisor) bindCommitted() {
 		s.logf("the committed release: %v", err)
 		return
 	}
+	s.pointCurrent(ref.Version) // the commit may have been interrupted right before it
 	s.do(func() {
 		s.keeper.policy = rel.Manifest.Spec.Restart
 		if !s.running || s.held != nil {
@@ -124,6 +125,16 @@ func (s *Supervisor) bindCommitted() {
 			s.logf("%v", err)
 		}
 	})
+}
+
+// pointCurrent lets the link current name the committed release. It is a convenience for people; the state file decides.
+func (s *Supervisor) pointCurrent(version string) {
+	if is, err := s.store.Current(); err == nil && is == version {
+		return
+	}
+	if err := s.store.SetCurrent(version); err != nil {
+		s.logf("point current to %s: %v", version, err)
+	}
 }
 
 // stop ends the service by an operator's wish. It stays so until start, an upgrade, or the next boot of the machine.

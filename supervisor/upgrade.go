@@ -172,9 +172,7 @@ func (s *Supervisor) commit(u *upgrade, g *generation) error {
 		return api.ErrInternal.With(fmt.Sprintf("write the state: %v", err))
 	}
 	s.do(func() { s.promote(u, g, held) })
-	if err := s.store.SetCurrent(g.rel.Version); err != nil {
-		s.logf("point current to %s: %v", g.rel.Version, err) // a convenience for people; the state file decides
-	}
+	s.pointCurrent(g.rel.Version)
 	return nil
 }
 

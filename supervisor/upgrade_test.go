@@ -329,6 +329,25 @@ func TestDaemonRestart_CommittedReleaseComesUp(t *testing.T) {
 	}
 }
 
+// A power cut between the commit and the link leaves a link that lies to people and scripts until somebody puts it right.
+func TestDaemonStart_CurrentFollowsTheCommit(t *testing.T) {
+	r := newRig(t)
+	r.push("1")
+	r.push("2")
+	r.stop()
+	link := filepath.Join(r.cfg.Root, "current")
+	if err := errors.Join(os.Remove(link), os.Symlink("releases/1", link)); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	if got := r.version(); got != "2" {
+		t.Errorf("version %s", got)
+	}
+	if current, err := os.Readlink(link); err != nil || filepath.Base(current) != "2" {
+		t.Errorf("current is %s: %v", current, err)
+	}
+}
+
 func TestSecondDaemon_IsRefused(t *testing.T) {
 	r := newRig(t)
 	_, err := New(Options{Config: r.cfg})
