@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -111,15 +110,6 @@ func (c *command) interrupt() {
 	if err := c.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		c.t.Errorf("interrupt hotdeploy: %v", err)
 	}
-}
-
-// kill ends it without a word to anybody.
-func (c *command) kill() {
-	c.t.Helper()
-	if err := c.cmd.Process.Kill(); err != nil && !errors.Is(err, exec.ErrNotFound) {
-		c.t.Logf("kill hotdeploy: %v", err)
-	}
-	<-c.ended
 }
 
 // want fails the test unless the command ended with that exit status.

@@ -31,7 +31,7 @@ func TestCrashedApp_IsRestarted_AndClientsWait(t *testing.T) {
 		beat(t, l)
 		g := s.status().Generations[0]
 		began := time.Now()
-		s.run(fmt.Sprintf("kill -KILL $(pgrep -f '^/srv/NAME/releases.*wsecho|^bin/wsecho' -u NAME)"))
+		s.run(fmt.Sprintf("kill -KILL %d", g.PID))
 		until(t, "the app is back", func() bool {
 			st := s.status()
 			return st.State == api.StateServing && st.Generations[0].Number > g.Number
