@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -49,9 +48,9 @@ type process struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	notify *net.UnixConn
+	stdin  io.Closer
 	stderr string // file
 	exited chan struct{}
-	once   sync.Once
 }
 
 // start runs the app with the sockets from fd 3 on. The shell sets LISTEN_PID,
@@ -94,7 +93,7 @@ func (p *process) run(sockets []filer) {
 	defer log.Close()
 	p.cmd.Stderr = log
 	// The app's standard input ends with this process, see -until-eof.
-	if _, err := p.cmd.StdinPipe(); err != nil {
+	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
 		p.t.Fatal(err)
 	}
 	if err := p.cmd.Start(); err != nil {
@@ -186,22 +185,17 @@ func listen(t *testing.T) *net.TCPListener {
 // get makes a new connection for one request.
 func get(t *testing.T, ln net.Listener, path string) (*http.Response, string) {
 	t.Helper()
-	resp, body, err := tryGet(t, ln, path)
-	if err != nil {
-		t.Fatalf("GET %s: %v", path, err)
-	}
-	return resp, body
-}
-
-func tryGet(t *testing.T, ln net.Listener, path string) (*http.Response, string, error) {
 	client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get("http://" + ln.Addr().String() + path)
 	if err != nil {
-		return nil, "", err
+		t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	return resp, string(body), err
+	if err != nil {
+		t.Fatalf("GET %s: %v", path, err)
+	}
+	return resp, string(body)
 }
 
 // echoes is one WebSocket and what its next answer must be.
