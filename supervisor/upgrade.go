@@ -50,7 +50,10 @@ func (s *Supervisor) tryBegin(req api.UpgradeRequest) (u, inTheWay *upgrade, err
 		return nil, nil, api.ErrConflict.With("the service was stopped")
 	}
 	if b := s.busy; b != nil {
-		if b.record.Kind == api.KindStart && req.Kind != api.KindStart && !b.committed {
+		switch {
+		case b.record.Kind == api.KindStart && req.Kind == api.KindStart:
+			return b, nil, nil // what is wished for is happening
+		case b.record.Kind == api.KindStart && !b.committed:
 			return nil, b, nil
 		}
 		e := api.ErrBusy.With(fmt.Sprintf("%s is at it: %s of %s since %s, now in phase %s", b.record.By, b.record.Kind,
