@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -15,7 +16,10 @@ import (
 // DaemonPath is where set-up puts the daemon on the host.
 const DaemonPath = "/usr/local/bin/hotdeployd"
 
-// Why there is no daemon to talk to. Compare with errors.Is; the error's Hint is the command to fix it.
+// daemonPath is DaemonPath, but for tests.
+var daemonPath = DaemonPath
+
+// Why there is no daemon to talk to. Compare with errors.Is; Explain gives the command to fix it.
 var (
 	ErrDaemonMissing = &api.Error{Code: "daemon-missing"} // this service was never set up on the host
 	ErrDaemonStopped = &api.Error{Code: "daemon-stopped"} // set up, and not running
@@ -54,7 +58,7 @@ func (c *control) dial(ctx context.Context) (net.Conn, error) {
 			return nil, c.explain(ctx, e)
 		}
 	}
-	conn, err := c.s.DialCommand(ctx, []string{DaemonPath, "dial", "--service", c.service, "--socket", c.socket})
+	conn, err := c.s.DialCommand(ctx, []string{daemonPath, "dial", "--service", c.service, "--socket", c.socket})
 	if err == nil && !c.forbidden.Swap(true) {
 		// The command's end shows in a Read only. Ask once why it might fail, so that the first error is a good one.
 		if err := c.check(ctx); err != nil {
@@ -86,12 +90,11 @@ for f in /etc/hotdeploy/*.toml; do [ -e "$f" ] && f=${f##*/} && echo "service=${
 :`
 
 func (c *control) ask(ctx context.Context) (st hostState, err error) {
-	out, err := c.s.Output(ctx, 64<<10, "sh", "-c", stateScript, "sh", c.service, c.socket, DaemonPath)
+	out, err := c.s.Output(ctx, 64<<10, "sh", "-c", stateScript, "sh", c.service, c.socket, daemonPath)
 	if err != nil {
 		return st, err
 	}
-	for line := range strings.Lines(string(out)) {
-		key, value, _ := strings.Cut(printable(line), "=")
+	for key, value := range facts(out) {
 		switch key {
 		case "daemon":
 			st.daemon = true
@@ -110,6 +113,18 @@ func (c *control) ask(ctx context.Context) (st hostState, err error) {
 		}
 	}
 	return st, nil
+}
+
+// facts yields what a script on the host found out: key=value, one a line.
+func facts(out []byte) iter.Seq2[string, string] {
+	return func(yield func(key, value string) bool) {
+		for line := range strings.Lines(string(out)) {
+			key, value, ok := strings.Cut(oneLine(printable(line)), "=")
+			if ok && !yield(key, value) {
+				return
+			}
+		}
+	}
 }
 
 // check is nil if the daemon can be talked to, as far as one can see from outside.
@@ -136,16 +151,16 @@ func (c *control) verdict(st hostState, cause error) error {
 	host, service := c.s.host.String(), c.service
 	running := st.unit == "active" || st.unit == "activating" || st.unit == "reloading"
 	switch {
-	case running && st.socket != "there" && (st.socket == "denied" || st.configured):
+	case st.socket == "denied" && (running || st.unit == ""), running && st.socket == "absent" && st.configured:
 		if st.unit == "activating" && st.socket == "absent" {
-			return c.fail(ErrDaemonStopped, fmt.Sprintf("the daemon of %s is just starting", service), "try again, or see  ssh "+host+" systemctl status "+service)
+			return refusal(ErrDaemonStopped, fmt.Sprintf("the daemon of %s is just starting", service), "try again, or see  ssh "+host+" systemctl status "+service)
 		}
-		return c.fail(ErrDaemonRefuses, fmt.Sprintf("the daemon of %s is running, but %s may not use %s", service, st.user, c.socket),
+		return refusal(ErrDaemonRefuses, fmt.Sprintf("the daemon of %s is running, but %s may not use %s", service, st.user, c.socket),
 			fmt.Sprintf("let the user in with  hotdeploy setup %s --deploy-user %s", host, st.user))
 	case !st.daemon || !st.configured && !running:
 		return c.missing(st)
 	case !running:
-		return c.fail(ErrDaemonStopped, fmt.Sprintf("the daemon of %s is not running (its unit is %s)", service, orUnknown(st.unit)),
+		return refusal(ErrDaemonStopped, fmt.Sprintf("the daemon of %s is not running (its unit is %s)", service, orUnknown(st.unit)),
 			fmt.Sprintf("start it with  ssh %s sudo systemctl start %s", host, service))
 	}
 	return cause
@@ -156,13 +171,7 @@ func (c *control) missing(st hostState) error {
 	if len(st.services) > 0 {
 		text += "; these are: " + clip(strings.Join(st.services, ", "), 200)
 	}
-	return c.fail(ErrDaemonMissing, text, "set it up with  hotdeploy setup "+c.s.host.String())
-}
-
-func (c *control) fail(kind *api.Error, text, hint string) error {
-	e := kind.With(text)
-	e.State, e.Hint = "nothing was changed", hint
-	return e
+	return refusal(ErrDaemonMissing, text, "set it up with  hotdeploy setup "+c.s.host.String())
 }
 
 func orUnknown(word string) string {
@@ -181,10 +190,8 @@ func CheckAPI(name string, st api.Status) error {
 	if st.API > api.Version {
 		age, hint = "newer", "use a hotdeploy of its version; or put this command's daemon in its place with  hotdeploy setup "+name
 	}
-	e := ErrDaemonAPI.With(fmt.Sprintf("the daemon there is %s than this command: it is %s and speaks API %d, this command is %s and speaks API %d",
-		age, st.Daemon.Version, st.API, version.String(), api.Version))
-	e.State, e.Hint = "nothing was changed", hint
-	return e
+	return refusal(ErrDaemonAPI, fmt.Sprintf("the daemon there is %s than this command: it is %s and speaks API %d, this command is %s and speaks API %d",
+		age, st.Daemon.Version, st.API, version.String(), api.Version), hint)
 }
 
 // VersionWarning is a sentence if daemon and command are not of one version, else empty. They understand each other all the same.

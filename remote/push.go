@@ -29,6 +29,7 @@ type Deployment struct {
 	Reconnect time.Duration
 
 	line   *Line
+	warned bool
 	phases int // of the upgrade that have been reported
 	phase  string
 }
@@ -203,6 +204,12 @@ func (d *Deployment) connect(ctx context.Context) (api.Status, error) {
 	st, err := line.Client.Status(ctx)
 	if err == nil {
 		err = CheckAPI(d.Name, st)
+	}
+	if err == nil && !d.warned {
+		d.warned = true
+		if text := VersionWarning(d.Name, st); text != "" {
+			d.say("warning: " + text)
+		}
 	}
 	return st, err
 }

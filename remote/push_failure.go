@@ -25,27 +25,33 @@ func (f *Failure) Error() string { return f.Err.Error() }
 // Unwrap gives what broke.
 func (f *Failure) Unwrap() error { return f.Err }
 
+// refusal is a failure that was found out before anything was changed.
+func refusal(kind *api.Error, text, hint string) *Failure {
+	return &Failure{Outcome: api.NothingChanged, Err: kind.With(text), State: "nothing was changed", Hint: hint}
+}
+
 // Explain turns what broke on the host called name into what an operator needs. Nothing has changed, except that a request
 // whose answer was lost is unknown.
 func Explain(name string, err error) *Failure {
-	if f := new(Failure); errors.As(err, &f) {
+	f := new(Failure)
+	if errors.As(err, &f) {
 		return f
 	}
-	f := &Failure{Outcome: api.NothingChanged, Err: err}
+	f = &Failure{Outcome: api.NothingChanged, Err: err}
 	if errors.Is(err, api.ErrLineLost) {
 		f.Outcome, f.State, f.Hint = api.Unknown, "not known", "find out with  hotdeploy status "+name
 	}
 	if e := new(api.Error); errors.As(err, &e) {
 		f.State, f.Hint, f.Output = e.State, withHost(e.Hint, name), e.Output
 	}
-	if hint := sshHint(name, err); hint != "" {
-		f.Hint = hint
+	if cause, hint := sshTrouble(name, err); cause != nil {
+		f.Err, f.Hint = cause, hint
 	}
 	return f
 }
 
-// sshHint is what to type when it was SSH that failed.
-func sshHint(name string, err error) string {
+// sshTrouble finds the cause when it was SSH that failed, and what to type then.
+func sshTrouble(name string, err error) (cause error, hint string) {
 	var (
 		unknown     *ErrUnknownHostKey
 		changed     *ErrHostKeyChanged
@@ -54,19 +60,19 @@ func sshHint(name string, err error) string {
 	)
 	switch {
 	case errors.As(err, &unknown):
-		return "compare the fingerprint and accept the key with  " + unknown.Command
+		return unknown, "compare the fingerprint and accept the key with  " + unknown.Command
 	case errors.As(err, &changed):
-		return "if the host was made anew, forget the old key with  " + changed.Command
+		return changed, "if the host was made anew, forget the old key with  " + changed.Command
 	case errors.As(err, &auth):
-		return "try  ssh -v " + name
+		return auth, "try  ssh -v " + name
 	case errors.As(err, &unreachable):
-		return "try  ssh " + name
+		return unreachable, "try  ssh " + name
 	}
-	return ""
+	return nil, ""
 }
 
 // hostless is a command in a hint of the daemon, which cannot know how the operator calls its host.
-var hostless = regexp.MustCompile(`hotdeploy (logs|status|releases|push|rollback|restart|start|stop|retire|setup)\b`)
+var hostless = regexp.MustCompile(`hotdeploy (logs|status|releases|push|rollback|restart|start|stop|retire|setup)\b( HOST\b)?`)
 
 func withHost(hint, name string) string {
 	if name == "" || strings.Contains(hint, " "+name) {
@@ -145,7 +151,9 @@ func (d *Deployment) failed(up api.Upgrade) *Failure {
 		e = api.ErrInternal.With(fmt.Sprintf("the %s of %s ended without saying why", up.Kind, up.To.Version))
 	}
 	f := Explain(d.Name, e)
-	f.Outcome = up.Outcome
+	if f.Outcome = up.Outcome; f.State == "" {
+		f.State = d.state()
+	}
 	if errors.Is(e, api.ErrCancelled) {
 		side := "before the switch; nothing has changed"
 		if up.Outcome == api.RolledBack {
@@ -153,9 +161,6 @@ func (d *Deployment) failed(up api.Upgrade) *Failure {
 		}
 		f.Err, f.Hint, f.Output = api.ErrCancelled.With(fmt.Sprintf("cancelled in phase %s, %s", up.Phase, side)), "", nil
 		return f
-	}
-	if f.State == "" {
-		f.State = d.state()
 	}
 	if e.Journal != "" && len(f.Output) == 0 {
 		d.addJournal(f, e.Journal, up.Started)

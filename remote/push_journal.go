@@ -37,7 +37,7 @@ func ReadJournal(ctx context.Context, s *Session, identifier string, since time.
 	}
 	split := strings.Split(text, "\n")
 	for i, line := range split {
-		split[i] = clip(printable(strings.ReplaceAll(line, "\t", "    ")), maxJournalLine)
+		split[i] = clip(printable(strings.ReplaceAll(strings.TrimRight(line, "\r"), "\t", "    ")), maxJournalLine)
 	}
 	return split, nil
 }

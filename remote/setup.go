@@ -106,13 +106,12 @@ echo "user=$(id -un)"
 :`
 
 func (u *setup) probe(ctx context.Context) (m machine, err error) {
-	out, err := u.s.Output(ctx, maxProbe, "sh", "-c", probeScript, "sh", DaemonPath)
+	out, err := u.s.Output(ctx, maxProbe, "sh", "-c", probeScript, "sh", daemonPath)
 	if err != nil {
 		return m, fmt.Errorf("look at the host: %w", err)
 	}
 	var uname string
-	for line := range strings.Lines(string(out)) {
-		key, value, _ := strings.Cut(printable(line), "=")
+	for key, value := range facts(out) {
 		switch key {
 		case "uname":
 			uname = value
@@ -130,10 +129,8 @@ func (u *setup) probe(ctx context.Context) (m machine, err error) {
 		return m, err
 	}
 	if !m.root && !m.sudo {
-		e := ErrNoRoot.With(fmt.Sprintf("%s is not root there and may not use sudo without a password", m.user))
-		e.State = "nothing was changed"
-		e.Hint = fmt.Sprintf("set it up as root:  hotdeploy setup root@%s --deploy-user %s", u.s.host.Alias, m.user)
-		return m, e
+		return m, refusal(ErrNoRoot, fmt.Sprintf("%s is not root there and may not use sudo without a password", m.user),
+			fmt.Sprintf("set it up as root:  hotdeploy setup root@%s --deploy-user %s", u.s.host.Alias, m.user))
 	}
 	return m, nil
 }
@@ -143,9 +140,7 @@ func platform(uname string) (os, arch string, err error) {
 	kernel, machine, _ := strings.Cut(uname, " ")
 	arch = map[string]string{"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}[machine]
 	if kernel != "Linux" || arch == "" {
-		e := ErrNoPlatform.With(fmt.Sprintf("the host is %q; the daemon is built for Linux on x86_64 and aarch64", clip(uname, 80)))
-		e.State = "nothing was changed"
-		return "", "", e
+		return "", "", refusal(ErrNoPlatform, fmt.Sprintf("the host is %q; the daemon is built for Linux on x86_64 and aarch64", clip(uname, 80)), "")
 	}
 	return "linux", arch, nil
 }
@@ -153,7 +148,7 @@ func platform(uname string) (os, arch string, err error) {
 // run lets the daemon's own set-up do the rest, as root on the host.
 func (u *setup) run(ctx context.Context, m machine) error {
 	spec := u.o.Spec
-	spec.DaemonPath = DaemonPath
+	spec.DaemonPath = daemonPath
 	if len(spec.DeployGroupMembers) == 0 && !m.root { // or the next push would be refused
 		spec.DeployGroupMembers = []string{m.user}
 	}
@@ -163,7 +158,7 @@ func (u *setup) run(ctx context.Context, m machine) error {
 	}
 	lines := &lineWriter{limit: maxSetupLines, line: u.reported}
 	errs := &limited{limit: maxStderr, tail: true}
-	err = u.s.Run(ctx, m.asRoot(DaemonPath, "setup"), bytes.NewReader(input), lines, errs)
+	err = u.s.Run(ctx, m.asRoot(daemonPath, "setup"), bytes.NewReader(input), lines, errs)
 	lines.flush()
 	if exit := new(ExitError); errors.As(err, &exit) {
 		said := strings.TrimPrefix(oneLine(printable(errs.String())), "hotdeployd: error: ")
@@ -174,7 +169,7 @@ func (u *setup) run(ctx context.Context, m machine) error {
 
 // reported takes one line of what hotdeployd setup says.
 func (u *setup) reported(line string) {
-	line = printable(line)
+	line = oneLine(printable(line))
 	switch why, ok := strings.CutPrefix(line, restartNeeded); {
 	case line == "" || line == nothingToDo:
 	case ok:

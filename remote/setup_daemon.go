@@ -26,13 +26,13 @@ func (u *setup) installDaemon(ctx context.Context, m machine) error {
 		return nil
 	}
 	if err := u.replace(ctx, m, file, digest, size); err != nil {
-		return fmt.Errorf("install %s: %w", DaemonPath, err)
+		return fmt.Errorf("install %s: %w", daemonPath, err)
 	}
 	verb := "installed"
 	if m.digest != "" {
 		verb = "replaced"
 	}
-	u.changed(verb + " " + DaemonPath)
+	u.changed(verb + " " + daemonPath)
 	return nil
 }
 
@@ -63,7 +63,7 @@ func (u *setup) replace(ctx context.Context, m machine, file, digest string, siz
 	if err := Upload(ctx, u.s, dir, []Part{part}, nil); err != nil {
 		return err
 	}
-	return u.s.Run(ctx, m.asRoot("sh", "-c", replaceScript, "sh", dir+"/"+digest, digest, DaemonPath), nil, nil, nil)
+	return u.s.Run(ctx, m.asRoot("sh", "-c", replaceScript, "sh", dir+"/"+digest, digest, daemonPath), nil, nil, nil)
 }
 
 // removeTemp tidies up also when ctx has ended. What a lost line leaves is one file in the host's temporary folder.
@@ -98,9 +98,7 @@ func findDaemon(given, goos, arch string) (string, error) {
 }
 
 func noDaemon(text string) error {
-	e := ErrNoDaemon.With(text)
-	e.State, e.Hint = "nothing was changed", "build it with  make build  in hotdeploy's source, or say where it is with  --daemon PATH"
-	return e
+	return refusal(ErrNoDaemon, text, "build it with  make build  in hotdeploy's source, or say where it is with  --daemon PATH")
 }
 
 // daemonPlaces is beside this program and in lib/hotdeploy beside its folder, where a package would put it.

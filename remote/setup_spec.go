@@ -25,7 +25,9 @@ func SpecFor(p *config.Project, w SetupWishes) (systemd.SetupSpec, error) {
 	spec := systemd.SetupSpec{UnitSpec: systemd.UnitSpec{Service: p.Service, User: w.User, Root: w.Root}}
 	spec.DeployGroupMembers, spec.Enable, spec.Start = w.DeployUsers, true, true
 	filled := spec.WithDefaults()
-	text, err := (&config.Daemon{Service: p.Service, Root: filled.Root, RunDir: "/run/" + p.Service, User: filled.User}).Encode()
+	daemon := config.NewDaemon(p.Service)
+	daemon.Root, daemon.User = filled.Root, filled.User
+	text, err := daemon.Encode()
 	if err != nil {
 		return spec, fmt.Errorf("the daemon's configuration: %w", err)
 	}
