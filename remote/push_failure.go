@@ -44,14 +44,14 @@ func Explain(name string, err error) *Failure {
 	if e := new(api.Error); errors.As(err, &e) {
 		f.State, f.Hint, f.Output = e.State, withHost(e.Hint, name), e.Output
 	}
-	if cause, hint := sshTrouble(name, err); cause != nil {
+	if hint, cause := sshTrouble(name, err); cause != nil {
 		f.Err, f.Hint = cause, hint
 	}
 	return f
 }
 
 // sshTrouble finds the cause when it was SSH that failed, and what to type then.
-func sshTrouble(name string, err error) (cause error, hint string) {
+func sshTrouble(name string, err error) (hint string, cause error) {
 	var (
 		unknown     *ErrUnknownHostKey
 		changed     *ErrHostKeyChanged
@@ -60,15 +60,15 @@ func sshTrouble(name string, err error) (cause error, hint string) {
 	)
 	switch {
 	case errors.As(err, &unknown):
-		return unknown, "compare the fingerprint and accept the key with  " + unknown.Command
+		return "compare the fingerprint and accept the key with  " + unknown.Command, unknown
 	case errors.As(err, &changed):
-		return changed, "if the host was made anew, forget the old key with  " + changed.Command
+		return "if the host was made anew, forget the old key with  " + changed.Command, changed
 	case errors.As(err, &auth):
-		return auth, "try  ssh -v " + name
+		return "try  ssh -v " + name, auth
 	case errors.As(err, &unreachable):
-		return unreachable, "try  ssh " + name
+		return "try  ssh " + name, unreachable
 	}
-	return nil, ""
+	return "", nil
 }
 
 // hostless is a command in a hint of the daemon, which cannot know how the operator calls its host.
