@@ -125,7 +125,6 @@ func (s *service) failsToPush(version string, f failure) {
 
 // No room is told before anything is sent.
 func TestPush_NoRoomOnTheDisk_IsToldBeforeTheUpload(t *testing.T) {
-	world.ReportTo(t)
 	p := newProject(t)
 	must(t, other().LimitDisk(t.Context(), "/srv/"+p.service, "96m"))
 	s := p.on(other())
