@@ -146,6 +146,9 @@ func (s *Supervisor) checkHealth(ctx context.Context, g *generation) <-chan erro
 			one, cancel := context.WithTimeout(ctx, time.Duration(h.Timeout))
 			err := probe.Check(one, h.Probe, g.target())
 			cancel()
+			if ctx.Err() != nil {
+				return // the soak is over: this one was cut short and says nothing
+			}
 			text := "ok"
 			if err != nil {
 				text = err.Error()
