@@ -96,6 +96,10 @@ func (n *narrator) event(e api.Event) {
 func (n *narrator) transfer(t remote.Transfer) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if t.Files == 0 {
+		n.lineLocked(n.name + ": nothing to upload, all of it is on the host already")
+		return
+	}
 	if n.upload == nil {
 		n.beginLocked(t)
 	}
