@@ -94,7 +94,7 @@ func (h *host) upgraded(res remote.Result, err error) error {
 	}
 	if err != nil {
 		f := remote.Explain(h.name, err)
-		if f.Hint == "" {
+		if f.Hint == "" && !errors.Is(f, api.ErrCancelled) {
 			f.Hint = "correct it, and push again"
 		}
 		return f
