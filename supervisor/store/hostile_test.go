@@ -156,6 +156,28 @@ func TestDirectoriesOfAnUploadThatWereReplaced(t *testing.T) {
 	}
 }
 
+func TestAnUploadThatSomebodyElseBeganIsPutAside(t *testing.T) {
+	if os.Geteuid() != 0 {
+		cannot(t, "only root can give a directory to another user")
+	}
+	s := open(t, t.TempDir())
+	up := filepath.Join(s.Dir(), "incoming", digestOfApp(t, one))
+	must(t, os.MkdirAll(filepath.Join(up, "parts", "deep"), 0o700))
+	must(t, os.Chown(up, 12345, 12345))
+	push(t, s, one)
+	whole(t, s, "1")
+	must(t, os.MkdirAll(up, 0o700))
+	must(t, os.Chown(up, 12345, 12345))
+	plan(t, s, app{version: "2", files: map[string]string{"a": "a"}})
+	_, _, digest := app{version: "2", files: map[string]string{"a": "a"}}.manifest(t)
+	parts := filepath.Join(s.Dir(), "incoming", digest, "parts")
+	must(t, os.Chown(parts, 12345, 12345))
+	plan(t, s, app{version: "2", files: map[string]string{"a": "a"}})
+	if fi, err := os.Stat(parts); err != nil || !isOurs(fi) {
+		t.Errorf("the parts are somebody else's: %v", err)
+	}
+}
+
 func TestWhatIsLeftOfAnUploadNeverRemovesAnythingElse(t *testing.T) {
 	s := open(t, t.TempDir())
 	r := push(t, s, one)

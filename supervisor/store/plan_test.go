@@ -178,6 +178,16 @@ func TestAtMostEightUploadsWait_TheOneThatMovedLeastRecentlyGoes(t *testing.T) {
 	}
 }
 
+func TestAnUploadThatIsBeingCompletedStays(t *testing.T) {
+	s := open(t, t.TempDir())
+	digest := send(t, s, one)
+	age(t, s, digest, time.Now().Add(-2*uploadLife))
+	s.setCompleting(digest)
+	send(t, s, app{version: "2"})
+	s.setCompleting("")
+	push(t, s, one)
+}
+
 func TestUploadsThatLayStillForAWeekGo(t *testing.T) {
 	s := open(t, t.TempDir())
 	old := send(t, s, app{version: "1", files: map[string]string{"a": "a"}})
