@@ -63,7 +63,7 @@ func (s *Store) plan(ctx context.Context, plan *api.UploadPlan, m *release.Manif
 	if err != nil {
 		return err
 	}
-	u, _, _, err := s.openUpload(plan.Digest)
+	u, err := s.openUpload(plan.Digest)
 	if err == nil {
 		defer u.close()
 	}
