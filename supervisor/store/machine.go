@@ -14,8 +14,9 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/release"
 )
 
-// checkMachine refuses a release that cannot run here, whatever is sent.
-func (s *Store) checkMachine(m *release.Manifest, f Facts) error {
+// CheckMachine refuses a release that cannot run here: the wrong machine, a missing interpreter or variable. Plan does it; so
+// should whoever starts a release that came some time ago.
+func (s *Store) CheckMachine(m *release.Manifest, f Facts) error {
 	if (m.OS != "" && m.OS != f.OS) || (m.Arch != "" && m.Arch != f.Arch) {
 		return refuse(api.ErrPlatform, fmt.Sprintf("build the release for %s/%s", f.OS, f.Arch),
 			"the release %s is built for %s/%s, this host is %s/%s", m.Version, m.OS, m.Arch, f.OS, f.Arch)

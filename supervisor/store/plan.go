@@ -46,7 +46,7 @@ func (s *Store) Plan(ctx context.Context, manifest []byte, f Facts) (api.UploadP
 	if plan.Complete, err = s.isThere(m.Version, digest); err != nil {
 		return api.UploadPlan{}, err
 	}
-	if err := s.checkMachine(m, f); err != nil || plan.Complete {
+	if err := s.CheckMachine(m, f); err != nil || plan.Complete {
 		return plan, err
 	}
 	if err := s.plan(ctx, &plan, m, manifest, f.SameUser); err != nil {
