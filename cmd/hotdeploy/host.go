@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/user"
 	"slices"
@@ -67,11 +68,30 @@ func (a *app) hosts(p *config.Project, arg string) ([]*host, error) {
 	if err := release.CheckService(service); err != nil {
 		return nil, &usageError{fmt.Errorf("--service: %w", err), ""}
 	}
+	if target.Socket == "" {
+		target.Socket = socketOf(p, arg)
+	}
 	var list []*host
 	for _, name := range target.Hosts {
 		list = append(list, a.newHost(name, service, target.Socket))
 	}
 	return list, nil
+}
+
+// socketOf is the socket of the target that a host belongs to, for an operator who names the host instead.
+func socketOf(p *config.Project, name string) string {
+	if p == nil {
+		return ""
+	}
+	if _, isTarget := p.Targets[name]; isTarget {
+		return ""
+	}
+	for _, target := range slices.Sorted(maps.Keys(p.Targets)) {
+		if t := p.Targets[target]; slices.Contains(t.Hosts, name) {
+			return t.Socket
+		}
+	}
+	return ""
 }
 
 func (a *app) newHost(name, service, socket string) *host {
