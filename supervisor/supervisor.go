@@ -111,10 +111,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	s.wg.Go(func() { s.readNotifications() })
 	loopCtx, endLoop := context.WithCancel(context.Background())
 	go s.loop(loopCtx)
-	server := s.serveControl(control)
-
 	s.recoverUpgrade()
 	s.bindCommitted()
+	server := s.serveControl(control)
 	st := s.status()
 	s.notify.Ready(st.Text)
 	s.do(s.ensure)
