@@ -69,6 +69,7 @@ func New(opt Options) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
+	st.Warn = func(err error) { opt.Log.Print(err) }
 	state, err := st.LoadState()
 	if err != nil {
 		st.Close()
