@@ -210,6 +210,16 @@ func cutAt(t *testing.T, step string, after, forGood bool, want api.Outcome) {
 	}
 }
 
+func TestPush_LineIsCutBeforeTheUpgradeArrives_AnEarlierOneIsNotTakenForIt(t *testing.T) {
+	r := newRig(t, sshtest.Options{})
+	rel := packed(t, "2")
+	earlier := api.Upgrade{ID: "earlier", Kind: api.KindPush, By: "ann@desk", To: rel.Ref(), Outcome: api.RolledBack}
+	r.set(func(st *api.Status) { st.Last = &earlier })
+	r.before = onceBefore("upgrade", func(ctx context.Context) { r.ssh.Drop(); <-ctx.Done() })
+	_, err := r.d.Push(t.Context(), rel)
+	wantFailure(t, err, api.NothingChanged, "did not hear it", "push again")
+}
+
 func TestPush_PartIsDamagedOnTheWay_ItIsSentAgainOnce(t *testing.T) {
 	r := newRig(t, sshtest.Options{})
 	r.damaged = 1
