@@ -66,6 +66,8 @@ func (s *service) asDeploy() {
 	d.push("3").want(0)
 	d.serves("3")
 	d.hotdeploy("status", d.host).want(0).wantText("serving 3")
+	d.hotdeploy("logs", "--release", "3", d.host).want(3).wantText("may not read the journal", "usermod -aG systemd-journal deploy")
+	s.run("usermod -aG systemd-journal deploy")
 	d.hotdeploy("logs", "--release", "3", d.host).want(0).wantText("version 3 serving")
 	d.hotdeploy("rollback", d.host).want(0)
 	d.serves("2")
