@@ -26,7 +26,7 @@ func ReadJournal(ctx context.Context, s *Session, identifier string, since time.
 	out := &limited{limit: maxJournalBytes, tail: true}
 	errs := &limited{limit: maxStderr}
 	err := s.Run(ctx, []string{"journalctl", "-o", "cat", "--no-pager", "-q", "-n", strconv.Itoa(lines), "-t", identifier,
-		"--since", "@" + strconv.FormatInt(since.Unix(), 10)}, nil, out, errs)
+		"--since", fmt.Sprintf("@%d.%06d", since.Unix(), since.Nanosecond()/1000)}, nil, out, errs)
 	text := strings.TrimRight(out.String(), "\n")
 	switch {
 	case isForbidden(errs.String()):

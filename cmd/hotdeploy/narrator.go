@@ -58,6 +58,10 @@ func (n *narrator) say(text string) {
 
 func (n *narrator) lineLocked(line string) {
 	n.endPhaseLocked()
+	if u := n.upload; u != nil && u.bar != nil {
+		fmt.Fprintln(u.progress, line) // above the bar
+		return
+	}
 	fmt.Fprintln(n.w, line)
 }
 

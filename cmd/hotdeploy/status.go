@@ -114,7 +114,7 @@ func printStatus(w io.Writer, name string, st api.Status, now time.Time) {
 		fmt.Fprintln(w)
 	}
 	if up := st.Upgrade; up != nil {
-		fmt.Fprintf(w, "now:  %s of %s by %s since %s, in phase %s\n", up.Kind, up.To.Version, up.By, age(up.Started, now), up.Phase)
+		fmt.Fprintf(w, "now:  %s of %s by %s for %s, in phase %s\n", up.Kind, up.To.Version, up.By, age(up.Started, now), up.Phase)
 	}
 	if up := st.Last; up != nil {
 		fmt.Fprintf(w, "last: %s\n", lastUpgrade(up, now))
