@@ -44,7 +44,7 @@ func TestReboot_CommittedReleaseServes(t *testing.T) {
 	s.serves("1")
 	// An operator's stop lasts until the machine boots anew. The lab's machines have their boot id by a mount in /proc, which
 	// the fresh /proc of a sandbox does not show: what makes one goes, for this once.
-	must(t, s.vm.WriteFile(t.Context(), "/etc/systemd/system/"+s.service+".service.d/lab.conf", 
+	must(t, s.vm.WriteFile(t.Context(), "/etc/systemd/system/"+s.service+".service.d/lab.conf",
 		[]byte("[Service]\nProtectProc=default\nProtectKernelTunables=no\nProtectControlGroups=no\n"), 0o644))
 	s.run("systemctl daemon-reload && systemctl restart NAME")
 	until(t, "the daemon answers", func() bool { _, err := s.askStatus(); return err == nil })
