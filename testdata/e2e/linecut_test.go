@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,7 +29,7 @@ func (m cutMoment) String() string {
 // From the first byte of the connect to the last of what the upgrade takes to be asked for and followed: login, status, plan,
 // upload, complete, upgrade; then each phase.
 var cutMoments = []cutMoment{
-	{bytes: 1}, {bytes: 1200}, {bytes: 2500}, {bytes: 3800}, {bytes: 5000}, {bytes: payload / 2}, {bytes: -2000}, {bytes: -1200}, {bytes: -700}, {bytes: -500}, {bytes: -300},
+	{bytes: 1}, {bytes: 1200}, {bytes: 2500}, {bytes: 3800}, {bytes: 5000}, {bytes: 100_000}, {bytes: payload / 2}, {bytes: -2000}, {bytes: -1200}, {bytes: -700}, {bytes: -500}, {bytes: -300},
 	{phase: api.PhaseVerify}, {phase: api.PhaseStart}, {phase: api.PhaseReady}, {phase: api.PhaseSoak}, {phase: api.PhaseCommit},
 }
 
@@ -74,17 +75,22 @@ func (w *wired) cutPush(version string, m cutMoment, cut func()) *command {
 		cut()
 		return c
 	}
-	reached := make(chan struct{})
+	reached, done := make(chan struct{}), make(chan struct{})
 	bytes := m.bytes
 	if bytes < 0 {
 		bytes += w.total
 	}
-	w.line.cutAfter(bytes, func() { cut(); close(reached) })
+	w.line.cutAfter(bytes, func() { close(reached); cut(); close(done) })
 	c := w.startPush(version)
 	select {
 	case <-reached:
-	case <-c.ended:
-		w.t.Errorf("the push ended before its byte %d", bytes)
+		<-done
+	case <-c.ended: // of the cut, or before it
+		select {
+		case <-reached:
+		default:
+			w.t.Errorf("the push ended before its byte %d", bytes)
+		}
 	}
 	return c
 }
@@ -97,7 +103,10 @@ func (w *wired) aftermath(c *command, before, version string) {
 	now := w.consistent()
 	w.hotdeploy("status", w.host).want(0).wantText("serving " + now)
 	c.oneScreen()
-	w.t.Logf("the push ended with %d after %s; %s serves", c.status(), c.took.Round(time.Millisecond), now)
+	if text := c.text(); c.status() == 3 && !strings.Contains(text, "push again: it goes on") && !strings.Contains(text, "try  ssh") {
+		w.t.Errorf("the line was cut, and the hint is another")
+	}
+	w.t.Logf("%s serves\n%s", now, c)
 	w.push(version).want(0)
 	if got := w.consistent(); got != version {
 		w.t.Errorf("after the next push %s serves", got)
