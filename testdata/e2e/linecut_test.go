@@ -40,17 +40,21 @@ type wired struct {
 	total int64 // bytes that a push takes
 }
 
-func newWired(t *testing.T, vm *lab.Machine) *wired {
+// newWired makes one with release 1 on it. total, if not zero, is that of another.
+func newWired(t *testing.T, vm *lab.Machine, total int64) *wired {
 	t.Helper()
-	w := &wired{service: newService(t, vm)}
+	w := &wired{service: newService(t, vm), total: total}
 	w.base.Files = `["bin/**", "data/**"]`
 	w.base.Env = `WSECHO_SLOW_START = "100ms"`
 	w.fill()
-	w.push("0").want(0)
-	w.line, w.sshConfig = newLine(t, vm)
-	w.fill()
 	w.push("1").want(0)
-	w.total = w.line.total()
+	w.line, w.sshConfig = newLine(t, vm)
+	if total == 0 {
+		w.fill()
+		w.push("1a").want(0)
+		w.total = w.line.total()
+		w.hotdeploy("rollback", w.host).want(0)
+	}
 	return w
 }
 
@@ -121,7 +125,7 @@ func (w *wired) under(t *testing.T) *wired {
 
 // The line breaks with a reset and can be had again at once: what the push does not know it finds out, and it ends in no time.
 func TestLineCut_Reset(t *testing.T) {
-	w := newWired(t, common())
+	w := newWired(t, common(), 0)
 	killSessions := func(w *wired) func() {
 		return func() { w.run(`pkill -KILL -f '^sshd: root@|^sshd-session: root@'; true`) }
 	}
@@ -146,8 +150,10 @@ func TestLineCut_Reset(t *testing.T) {
 func TestLineCut_Silence(t *testing.T) {
 	var all []*wired
 	var cut []*command
+	var total int64
 	for _, m := range cutMoments { // one after the other; they wait for their end all at the same time
-		w := newWired(t, common())
+		w := newWired(t, common(), total)
+		total = w.total
 		all, cut = append(all, w), append(cut, w.cutPush("2", m, w.line.silence))
 	}
 	for i, m := range cutMoments {
