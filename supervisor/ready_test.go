@@ -135,7 +135,9 @@ func TestReady_SaidByAChild_Counts_ByAStranger_DoesNot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(func(e api.Event) bool { return e.Upgrade != nil && e.Upgrade.ID == v.ID && e.Upgrade.Phase == api.PhaseReady })
+	r.await(func(e api.Event) bool {
+		return e.Upgrade != nil && e.Upgrade.ID == v.ID && e.Upgrade.Phase == api.PhaseReady
+	})
 	c, err := net.Dial("unixgram", filepath.Join(r.cfg.RunDir, "notify.sock"))
 	if err != nil {
 		t.Fatal(err)
