@@ -386,4 +386,3 @@ func FuzzControlBytes(f *testing.F) {
 		}
 	})
 }
-

@@ -74,7 +74,7 @@ func TestListeners_BindingTakesLong_EverythingElseGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-asked
-	if st := r.status(); st.Upgrade == nil || st.Upgrade.Phase != api.PhaseStart || r.version() != "1" {
+	if st := r.status(); st.Upgrade == nil || st.Upgrade.Phase != api.PhaseStart || !r.serves("1") {
 		t.Errorf("meanwhile: %s", st.Text)
 	}
 	r.killServing()
@@ -83,7 +83,7 @@ func TestListeners_BindingTakesLong_EverythingElseGoesOn(t *testing.T) {
 	if got := r.outcome(u.ID); got.Outcome != api.NothingChanged || !errors.Is(got.Error, api.ErrListen) || !strings.Contains(got.Error.Message, "no such host") {
 		t.Errorf("%s: %+v", got.Outcome, got.Error)
 	}
-	if r.version() != "1" {
+	if !r.serves("1") {
 		t.Error("1 does not come back")
 	}
 }
@@ -98,13 +98,13 @@ func TestListeners_OwnPortUnderAnotherAddress_SaysSo(t *testing.T) {
 	if u.Outcome != api.NothingChanged || !errors.Is(u.Error, api.ErrListen) || !strings.Contains(u.Error.Message, "listener http of this service") || !strings.Contains(u.Error.Hint, "hotdeploy stop") {
 		t.Errorf("%s: %+v", u.Outcome, u.Error)
 	}
-	if r.version() != "1" {
+	if !r.serves("1") {
 		t.Error("1 does not serve")
 	}
 	if _, err := r.client.Stop(r.ctx(), api.StopRequest{By: "tester"}); err != nil { // as the hint says
 		t.Fatal(err)
 	}
-	if u := r.upgrade(api.KindPush, "2"); u.Outcome != api.Done || r.version() != "2" {
+	if u := r.upgrade(api.KindPush, "2"); u.Outcome != api.Done || !r.serves("2") {
 		t.Errorf("%s: %+v", u.Outcome, u.Error)
 	}
 }

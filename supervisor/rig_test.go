@@ -264,6 +264,18 @@ func (r *rig) version() string {
 	return strings.TrimSpace(string(b))
 }
 
+// serves tells whether new connections come to reach that version. The generation before was told to stop accepting, but nobody
+// hears when it has: until then it answers one or the other of them, as well as ever.
+func (r *rig) serves(version string) bool {
+	r.t.Helper()
+	for limit := time.Now().Add(20 * time.Second); time.Now().Before(limit); {
+		if r.version() == version {
+			return true
+		}
+	}
+	return false
+}
+
 func freeAddr(t testing.TB) string {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
