@@ -41,6 +41,7 @@ type Supervisor struct {
 	bootID   string
 	events   *eventLog
 	teller   *teller
+	printed  *printed // without a journal
 	patience patience
 	large    chan struct{} // one for each request that may be a large one
 
@@ -67,7 +68,6 @@ type Supervisor struct {
 	startFailure string         // why the last start failed; empty since something serves
 	launching    bool           // a process is being started and not registered yet
 	early        []earlyMessage // notify messages from a process that is not registered yet
-	outputs      []*output      // of the newest generations, without a journal
 	counts       map[upgradeCount]int
 	crashes      int
 	text         string // the status text as systemd knows it
@@ -87,7 +87,7 @@ func New(opt Options) (_ *Supervisor, err error) {
 	}()
 	st.Warn = func(err error) { opt.Log.Print(err) }
 	s := &Supervisor{
-		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(),
+		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(), printed: newPrinted(),
 		patience: usualPatience, large: make(chan struct{}, maxLarge),
 		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{},
 		keeper: keeper{policy: defaultRestart()},
