@@ -140,6 +140,9 @@ func TestLineCut_Reset(t *testing.T) {
 			w := w.under(t)
 			c := w.cutPush(version, m, cut(w))
 			c.within(20 * time.Second)
+			if m.phase != "" && c.status() != 0 {
+				t.Errorf("exit status %d: the line was there again at once, and the upgrade went on", c.status())
+			}
 			w.aftermath(c, before, version)
 		})
 		before = version
