@@ -32,11 +32,11 @@ func (s *Supervisor) drain(g *generation) {
 	s.background(func() { s.seeOff(g) })
 }
 
-// The kernel is asked for a draining generation's connections this often: from the first to the second, so rarely that all
-// who drain together cost at most about one percent of a core.
+// usualSample is how often the kernel is asked for a draining generation's connections at most, and maxSample how often at
+// least; in between so rarely that all who drain together cost at most about one percent of a core.
 const (
-	drainSample    = time.Second
-	maxDrainSample = 30 * time.Second
+	usualSample = time.Second
+	maxSample   = 30 * time.Second
 )
 
 // seeOff waits for the end of a draining generation. One without connections gets the stop timeout to end by itself, one
@@ -49,7 +49,7 @@ func (s *Supervisor) seeOff(g *generation) {
 		defer t.Stop()
 		deadline = t.C
 	}
-	sample := time.NewTimer(drainSample)
+	sample := time.NewTimer(s.sample)
 	defer sample.Stop()
 	w := watcher{began: *g.draining, lastBusy: time.Now(), connections: -1}
 	spread := time.Duration(g.rel.Manifest.Spec.Drain.Spread)
@@ -67,20 +67,20 @@ func (s *Supervisor) seeOff(g *generation) {
 				return
 			}
 			if accepts && s.stillAccepts(g) {
-				s.closeRest(g, spread, "goes on accepting connections although it failed")
+				s.closeRest(g, spread, 0, "goes on accepting connections although it failed") // it had its time to stop
 				return
 			}
 			others := 1
 			s.do(func() { g.sampled = w.connections; others = s.drainers(); s.refreshStatusText() })
-			sample.Reset(min(max(time.Duration(others)*100*time.Since(began), drainSample), maxDrainSample, max(stop, drainSample)))
+			sample.Reset(min(max(time.Duration(others)*100*time.Since(began), s.sample), maxSample, max(stop, s.sample)))
 		case <-deadline:
-			s.closeRest(g, spread, "is over its drain deadline")
+			s.closeRest(g, spread, stop, "is over its drain deadline")
 			return
 		case now := <-g.retire:
 			if now {
 				spread = 0
 			}
-			s.closeRest(g, spread, "was retired")
+			s.closeRest(g, spread, stop, "was retired")
 			return
 		}
 	}
@@ -132,16 +132,16 @@ func (s *Supervisor) drainers() (n int) {
 	return n
 }
 
-// closeRest closes g's connections spread over a time, since a reconnect storm is an outage too, then ends it. An operator who
-// retires it at once need not wait for that.
-func (s *Supervisor) closeRest(g *generation, spread time.Duration, why string) {
+// closeRest closes g's connections spread over a time, since a reconnect storm is an outage too, and ends it if it has not ended by
+// itself after the grace. An operator who retires it at once need not wait for that.
+func (s *Supervisor) closeRest(g *generation, spread, grace time.Duration, why string) {
 	s.do(func() { g.state = api.GenStopping })
 	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number,
 		Text: fmt.Sprintf("generation %d (%s) %s: closing its connections over %s", g.number, g.rel.Version, why, spread)})
 	if s.closeConnections(g, spread) {
 		s.closeConnections(g, 0)
 	}
-	timer := time.NewTimer(time.Duration(g.rel.Manifest.Spec.Run.StopAfter))
+	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	for {
 		select {

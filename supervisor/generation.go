@@ -120,7 +120,7 @@ func (s *Supervisor) launch(g *generation) error {
 	}
 	command := spec.Run.Command
 	g.group, err = procs.Launch(procs.Spec{
-		Helper: s.opt.Helper, Name: fmt.Sprintf("generation-%d", g.number),
+		Helper: s.opt.Helper, Name: fmt.Sprintf("generation-%d", g.number), Cgroup: s.opt.Cgroup,
 		Path: commandPath(command[0], g.rel.FilesDir, env), Args: command, Env: env, Dir: g.rel.FilesDir,
 		Files: files, Stdout: stream, Stderr: stream,
 	})

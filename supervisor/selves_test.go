@@ -45,14 +45,14 @@ func untilSIGTERM() {
 func init() {
 	selves["slow but alive"] = func() { // it takes longer than it may, and says so
 		for range 8 {
-			notify("EXTEND_TIMEOUT_USEC=400000")
-			time.Sleep(100 * time.Millisecond)
+			notify("EXTEND_TIMEOUT_USEC=3000000")
+			time.Sleep(300 * time.Millisecond)
 		}
 		notify("READY=1")
 		untilSIGTERM()
 	}
 	selves["slow and then silent"] = func() {
-		notify("EXTEND_TIMEOUT_USEC=500000")
+		notify("EXTEND_TIMEOUT_USEC=4000000")
 		untilSIGTERM()
 	}
 	selves["ready by a child"] = func() {

@@ -23,6 +23,7 @@ type Options struct {
 	Config  config.Daemon
 	Version string      // of the daemon
 	Helper  []string    // argv of the launch helper
+	Cgroup  string      // in which directory generations get theirs; empty: the one that is delegated to us, if any
 	Sockets []*os.File  // passed by systemd, named; the supervisor closes them
 	Environ []string    // the unit's environment, without what systemd meant for the daemon alone
 	Journal bool        // the app's output goes straight to the journal
@@ -43,6 +44,7 @@ type Supervisor struct {
 	teller   *teller
 	printed  *printed // without a journal
 	patience patience
+	sample   time.Duration // usualSample
 	large    chan struct{} // one for each request that may be a large one
 
 	stateMu sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
@@ -88,7 +90,7 @@ func New(opt Options) (_ *Supervisor, err error) {
 	st.Warn = func(err error) { opt.Log.Print(err) }
 	s := &Supervisor{
 		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(), printed: newPrinted(),
-		patience: usualPatience, large: make(chan struct{}, maxLarge),
+		patience: usualPatience, sample: usualSample, large: make(chan struct{}, maxLarge),
 		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{},
 		keeper: keeper{policy: defaultRestart()},
 	}
