@@ -248,6 +248,13 @@ func (r *relay) total() int64 {
 	return r.passed
 }
 
+// each calls f before each 16 KiB, or less, that go to the server.
+func (r *relay) each(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.onPass = func(int64) { f() }
+}
+
 // die stops forwarding.
 func (r *relay) die() { close(r.dead) }
 
@@ -271,7 +278,7 @@ func relayed(t testing.TB, start startServer) (remote.Host, server, *relay) {
 }
 
 // quick are keepalives for tests.
-var quick = remote.Options{KeepAlive: 50 * time.Millisecond, KeepAliveMax: 3}
+var quick = remote.Options{KeepAlive: 100 * time.Millisecond, KeepAliveMax: 5}
 
 // endless is a reader that blocks until its test ends.
 func endless(t testing.TB) io.Reader {

@@ -112,6 +112,9 @@ func (e *ErrAuth) Error() string {
 	for _, k := range e.Keys {
 		b.WriteString("; " + k.String())
 	}
+	if e.Err != nil && strings.Contains(e.Err.Error(), "disconnect") { // too many keys, for example
+		fmt.Fprintf(&b, "; then it hung up: %v", e.Err)
+	}
 	return b.String()
 }
 func (e *ErrAuth) Unwrap() error { return e.Err }

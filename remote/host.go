@@ -111,10 +111,10 @@ func localUser() string {
 	return os.Getenv("USER")
 }
 
-// homeDir is the home of the password database first, because that is the
-// one that ssh takes ~ for; $HOME is the fallback.
+// homeDir is what ssh takes ~ for: the home of the password database, not
+// $HOME.
 func homeDir() string {
-	if u, err := user.Current(); err == nil && u.HomeDir != "" {
+	if u, err := user.LookupId(strconv.Itoa(os.Getuid())); err == nil && u.HomeDir != "" {
 		return u.HomeDir
 	}
 	home, _ := os.UserHomeDir()

@@ -62,6 +62,29 @@ func TestLine_QuietOneStaysUp(t *testing.T) {
 	})
 }
 
+// TestLine_SlowOneIsNotTakenForADeadOne: the keepalive waits behind megabytes
+// of upload, but the upload's own answers are signs of life.
+func TestLine_SlowOneIsNotTakenForADeadOne(t *testing.T) {
+	onEveryServer(t, func(t *testing.T, start startServer) {
+		h, _, r := relayed(t, start)
+		tick := time.NewTicker(16 * time.Millisecond) // for each 16 KiB: 1 MB/s
+		defer tick.Stop()
+		s := dial(t, h, remote.Options{KeepAlive: 200 * time.Millisecond, KeepAliveMax: 5})
+		over := make(chan struct{})
+		defer close(over)
+		r.each(func() {
+			select {
+			case <-tick.C:
+			case <-over:
+			}
+		})
+		part := partOf(randomBytes(4<<20, 1))
+		if err := remote.Upload(deadline(t), s, t.TempDir(), []remote.Part{part}, nil); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestLine_CutByTheServerIsLost(t *testing.T) {
 	onEveryServer(t, func(t *testing.T, start startServer) {
 		h, srv := newHost(t, start)

@@ -142,7 +142,7 @@ func FuzzParseSettings(f *testing.F) {
 		if err != nil {
 			return
 		}
-		h, err := s.host(destination{host: "web"}, "")
+		h, err := s.host(destination{host: "web"}, lists{})
 		if err != nil {
 			return
 		}

@@ -108,11 +108,27 @@ func (d *Deployment) state() string {
 	if err != nil {
 		return unasked
 	}
-	return st.Text
+	return Serving(st)
+}
+
+// Serving is what is serving now, as the state of a failure.
+func Serving(st api.Status) string {
+	if st.State != api.StateServing || len(st.Generations) == 0 {
+		return "nothing is serving: " + st.Text
+	}
+	g := st.Generations[0]
+	text := fmt.Sprintf("release %s is serving (generation %d)", g.Release.Version, g.Number)
+	switch {
+	case g.Connections == 1:
+		text += "; 1 connection"
+	case g.Connections > 1:
+		text += fmt.Sprintf("; %d connections", g.Connections)
+	}
+	return text
 }
 
 func (d *Deployment) unknown(err error, before api.Status) *Failure {
-	return &Failure{Outcome: api.Unknown, Err: err, State: "not known; before it: " + before.Text,
+	return &Failure{Outcome: api.Unknown, Err: err, State: "not known; before it " + Serving(before),
 		Hint: "find out with  hotdeploy status " + d.Name}
 }
 

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
 )
 
 const (
@@ -23,7 +26,7 @@ func ReadJournal(ctx context.Context, s *Session, identifier string, since time.
 	out := &limited{limit: maxJournalBytes, tail: true}
 	errs := &limited{limit: maxStderr}
 	err := s.Run(ctx, []string{"journalctl", "-o", "cat", "--no-pager", "-q", "-n", strconv.Itoa(lines), "-t", identifier,
-		"--since", "@" + strconv.FormatInt(since.Unix(), 10)}, nil, out, errs)
+		"--since", fmt.Sprintf("@%d.%06d", since.Unix(), since.Nanosecond()/1000)}, nil, out, errs)
 	text := strings.TrimRight(out.String(), "\n")
 	switch {
 	case isForbidden(errs.String()):
@@ -53,4 +56,45 @@ func mayReadJournal(ctx context.Context, s *Session) bool {
 	err := s.Run(ctx, []string{"sh", "-c", script}, nil, nil, nil)
 	exit := new(ExitError)
 	return !errors.As(err, &exit)
+}
+
+// LogSource is where a service's output is in the journal.
+type LogSource struct {
+	Name    string // the host as the operator calls it
+	Service string
+	Unit    string // empty: the service's own
+}
+
+// Logs copies a service's lines of the journal to w, with the host's times. With Follow it ends with ctx.
+func Logs(ctx context.Context, s *Session, from LogSource, q api.LogQuery, w io.Writer) error {
+	argv := []string{"journalctl", "--no-pager", "-o", "short-iso", "-n", strconv.Itoa(max(q.Lines, 0))}
+	if q.Follow {
+		argv = append(argv, "-f")
+	}
+	if q.Release != "" {
+		argv = append(argv, "-t", from.Service+"/"+q.Release)
+	} else {
+		if from.Unit == "" {
+			from.Unit = from.Service + ".service"
+		}
+		argv = append(argv, "-u", from.Unit)
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	errs := &lineWriter{limit: maxStderr, line: func(line string) {
+		if isForbidden(line) {
+			stop(ErrJournalForbidden) // or it would follow nothing for ever
+		}
+	}}
+	said := &limited{limit: maxStderr, tail: true}
+	err := s.Run(ctx, argv, nil, w, io.MultiWriter(errs, said))
+	switch {
+	case errors.Is(context.Cause(ctx), ErrJournalForbidden) || isForbidden(said.String()):
+		user := s.host.User
+		return refusal(&api.Error{Code: "journal-forbidden"}, user+" may not read the journal there",
+			fmt.Sprintf("let the user read it with  ssh %s sudo usermod -aG systemd-journal %s", from.Name, user))
+	case err != nil && said.String() != "":
+		return fmt.Errorf("%w: %s", err, oneLine(printable(said.String())))
+	}
+	return err
 }

@@ -128,7 +128,7 @@ func TestPush_TwoAtOnce_TheSecondIsToldWhoAndSinceWhen(t *testing.T) {
 		r := newRig(t, sshtest.Options{})
 		r.set(func(st *api.Status) { st.Upgrade = &busy })
 		_, err := r.d.Push(t.Context(), packed(t, "2"))
-		f := wantFailure(t, err, api.NothingChanged, "bob@roof", "push of 3", "10:03:12", "soak", "serving 1", "hotdeploy status web-1")
+		f := wantFailure(t, err, api.NothingChanged, "bob@roof", "push of 3", "10:03:12", "soak", "release 1 is serving", "hotdeploy status web-1")
 		if !errors.Is(f, api.ErrBusy) || r.count("plan") != 0 {
 			t.Errorf("error %v after %d plans, want ErrBusy before the upload", f.Err, r.count("plan"))
 		}
@@ -210,6 +210,16 @@ func cutAt(t *testing.T, step string, after, forGood bool, want api.Outcome) {
 	}
 }
 
+func TestPush_LineIsCutBeforeTheUpgradeArrives_AnEarlierOneIsNotTakenForIt(t *testing.T) {
+	r := newRig(t, sshtest.Options{})
+	rel := packed(t, "2")
+	earlier := api.Upgrade{ID: "earlier", Kind: api.KindPush, By: "ann@desk", To: rel.Ref(), Outcome: api.RolledBack}
+	r.set(func(st *api.Status) { st.Last = &earlier })
+	r.before = onceBefore("upgrade", func(ctx context.Context) { r.ssh.Drop(); <-ctx.Done() })
+	_, err := r.d.Push(t.Context(), rel)
+	wantFailure(t, err, api.NothingChanged, "did not hear it", "push again")
+}
+
 func TestPush_PartIsDamagedOnTheWay_ItIsSentAgainOnce(t *testing.T) {
 	r := newRig(t, sshtest.Options{})
 	r.damaged = 1
@@ -228,7 +238,7 @@ func TestPush_PartIsDamagedEachTime_NothingChanged(t *testing.T) {
 	r := newRig(t, sshtest.Options{})
 	r.damaged = 9
 	_, err := r.d.Push(t.Context(), packed(t, "2"))
-	f := wantFailure(t, err, api.NothingChanged, "damaged", "serving 1")
+	f := wantFailure(t, err, api.NothingChanged, "damaged", "release 1 is serving")
 	if n := r.count("complete"); n != 2 || !errors.Is(f, api.ErrDigest) {
 		t.Errorf("complete was asked for %d times (%v), want 2 and ErrDigest", n, f.Err)
 	}
@@ -296,7 +306,7 @@ func TestPush_CancelledDuringTheUpgrade_TellsTheSideOfTheSwitch(t *testing.T) {
 				}
 				return
 			}
-			wantFailure(t, err, tt.want, tt.words, "serving 1")
+			wantFailure(t, err, tt.want, tt.words, "release 1 is serving")
 		})
 	}
 }

@@ -20,6 +20,9 @@ func (d *Deployment) transfer(ctx context.Context, rel *release.Packed, plan api
 			Open: func() (Source, error) { return rel.Open(b.SHA256) }}
 	}
 	d.transferred(t)
+	if len(parts) == 0 {
+		return t, nil
+	}
 	err := Upload(ctx, d.line.Session, plan.Dir, parts, func(n int64) { // calls do not overlap
 		t.Done += n
 		d.transferred(t)

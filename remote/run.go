@@ -50,6 +50,7 @@ func (s *Session) Output(ctx context.Context, limit int, argv ...string) ([]byte
 type running struct {
 	s      *Session
 	name   string // for errors
+	kind   string // "exec" or "subsystem"
 	ch     ssh.Channel
 	stderr *limited // the last of it, where nobody else takes it
 
@@ -71,7 +72,7 @@ func (s *Session) request(ctx context.Context, name, kind, payload string) (*run
 	if err != nil {
 		return nil, neverRan(name+" on the host", s.lost(ctx, err))
 	}
-	c := &running{s: s, name: name, ch: ch, stderr: &limited{limit: maxStderr, tail: true}, ended: make(chan struct{})}
+	c := &running{s: s, name: name, kind: kind, ch: ch, stderr: &limited{limit: maxStderr, tail: true}, ended: make(chan struct{})}
 	go c.follow(requests)
 	type answer struct {
 		ok  bool
@@ -157,7 +158,9 @@ func (c *running) result(ctx context.Context) error {
 // for the line.
 func (c *running) abandon() {
 	go func() { // ends with the session at the latest
-		c.ch.SendRequest("signal", false, ssh.Marshal(struct{ Signal string }{string(ssh.SIGTERM)}))
+		if c.kind == "exec" {
+			c.ch.SendRequest("signal", false, ssh.Marshal(struct{ Signal string }{string(ssh.SIGTERM)}))
+		}
 		c.ch.Close()
 	}()
 }

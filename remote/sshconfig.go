@@ -72,7 +72,7 @@ func (r *resolver) resolve(ctx context.Context, d destination) (Host, error) {
 	if err != nil {
 		return Host{}, fmt.Errorf("read what ssh -G says: %w", err)
 	}
-	h, err := s.host(d, defaultCiphers(ctx, r.ssh))
+	h, err := s.host(d, unconfigured(ctx, r.ssh))
 	if err != nil {
 		return Host{}, err
 	}
@@ -144,30 +144,32 @@ func askSSH(ctx context.Context, program string, args ...string) ([]byte, error)
 	return stdout.Bytes(), nil
 }
 
-// defaultCiphers is what ssh says of ciphers when nobody configured any:
-// that order suits ssh, and x/crypto is faster with its own.
-func defaultCiphers(ctx context.Context, program string) string {
-	defaultCiphersMu.Lock()
-	defer defaultCiphersMu.Unlock()
-	if cached, ok := defaultCiphersOf[program]; ok {
-		return cached
+// lists are the algorithms in the words of ssh -G.
+type lists struct{ ciphers, hostKeys string }
+
+// unconfigured is what ssh says when nobody configured anything. Its order
+// of ciphers suits ssh; x/crypto is faster with its own.
+func unconfigured(ctx context.Context, program string) lists {
+	unconfiguredMu.Lock()
+	defer unconfiguredMu.Unlock()
+	if known, ok := unconfiguredOf[program]; ok {
+		return known
 	}
 	out, err := askSSH(ctx, program, "-G", "-F", os.DevNull, "--", "localhost")
 	if err != nil {
-		return "" // everything then counts as configured, which is slower and never wrong
+		return lists{} // everything then counts as configured, which is slower and never wrong
 	}
 	s, err := parseSettings(out)
 	if err != nil {
-		return ""
+		return lists{}
 	}
-	// host key algorithms are asked for in the same breath
-	defaultCiphersOf[program] = s.first("ciphers") + "\n" + s.first("hostkeyalgorithms")
-	return defaultCiphersOf[program]
+	unconfiguredOf[program] = lists{s.first("ciphers"), s.first("hostkeyalgorithms")}
+	return unconfiguredOf[program]
 }
 
 var (
-	defaultCiphersMu sync.Mutex // protects the map; held while ssh is asked, so that it is asked once
-	defaultCiphersOf = map[string]string{}
+	unconfiguredMu sync.Mutex // protects the map; held while ssh is asked, so that it is asked once
+	unconfiguredOf = map[string]lists{}
 )
 
 // settings is what ssh -G printed: lower-case names, each with its values.
@@ -213,7 +215,7 @@ func (s settings) seconds(name string) time.Duration {
 }
 
 // host makes a Host of the settings; plain is what ssh says unconfigured.
-func (s settings) host(d destination, plain string) (Host, error) {
+func (s settings) host(d destination, plain lists) (Host, error) {
 	h := Host{Alias: d.host, Name: s.first("hostname"), User: s.first("user"),
 		HostKeyAlias:   s.first("hostkeyalias"),
 		IdentitiesOnly: s.yes("identitiesonly"),
@@ -233,10 +235,9 @@ func (s settings) host(d destination, plain string) (Host, error) {
 		return h, fmt.Errorf("HostName or User of the configuration: %w", err)
 	}
 	h.Family = map[string]string{"inet": "tcp4", "inet6": "tcp6"}[s.first("addressfamily")]
-	plainCiphers, plainHostKeys, _ := strings.Cut(plain, "\n")
 	supported := ssh.SupportedAlgorithms()
-	h.Ciphers = configured(s.first("ciphers"), plainCiphers, supported.Ciphers)
-	h.HostKeys = configured(s.first("hostkeyalgorithms"), plainHostKeys, supported.HostKeys)
+	h.Ciphers = configured(s.first("ciphers"), plain.ciphers, supported.Ciphers)
+	h.HostKeys = configured(s.first("hostkeyalgorithms"), plain.hostKeys, supported.HostKeys)
 	return h, s.addFiles(&h)
 }
 

@@ -81,11 +81,14 @@ func (t tokens) agent(value string, none bool) (string, error) {
 	return t.path(value)
 }
 
+// expandEnv replaces ${VARIABLES}; what is in them is not expanded again.
 func expandEnv(text string) (string, error) {
+	var b strings.Builder
 	for {
 		before, rest, ok := strings.Cut(text, "${")
+		b.WriteString(before)
 		if !ok {
-			return text, nil
+			return b.String(), nil
 		}
 		name, after, ok := strings.Cut(rest, "}")
 		if !ok {
@@ -95,10 +98,7 @@ func expandEnv(text string) (string, error) {
 		if !ok {
 			return "", fmt.Errorf("the environment variable %s is not set, but ssh's configuration uses it", clip(name, 80))
 		}
-		tail, err := expandEnv(after) // what a variable contains is not expanded again
-		if err != nil {
-			return "", err
-		}
-		return before + value + tail, nil
+		b.WriteString(value)
+		text = after
 	}
 }

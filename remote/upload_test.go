@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -281,6 +282,22 @@ func TestUpload_DirectoryThatIsNotThereIsSaid(t *testing.T) {
 		s := dial(t, h, remote.Options{})
 		err := remote.Upload(deadline(t), s, "/nonexistent/incoming", []remote.Part{partOf([]byte("x"))}, nil)
 		if !errors.Is(err, os.ErrNotExist) || errors.Is(err, remote.ErrLineLost) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestUpload_FullDiskIsNotALostLine(t *testing.T) {
+	onEveryServer(t, func(t *testing.T, start startServer) {
+		h, _ := newHost(t, start)
+		s := dial(t, h, remote.Options{})
+		dir := t.TempDir()
+		part := partOf(randomBytes(4<<20, 1))
+		if err := os.Symlink("/dev/full", filepath.Join(dir, part.Name)); err != nil {
+			t.Fatal(err)
+		}
+		err := remote.Upload(deadline(t), s, dir, []remote.Part{part}, nil)
+		if err == nil || errors.Is(err, remote.ErrLineLost) || !strings.Contains(err.Error(), "room on the host's disk") {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -63,6 +63,11 @@ func (s *Supervisor) awaitReady(ctx context.Context, g *generation) error {
 
 func (s *Supervisor) isReady(g *generation) error {
 	now := time.Now()
+	for _, k := range g.sockets {
+		if err := k.Relisten(); err != nil {
+			s.logf("lengthen the queue of listener %s again: %v", k.Listener.Name, err)
+		}
+	}
 	s.do(func() { g.readyAt, g.state = &now, api.GenSoaking })
 	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number,
 		Text: fmt.Sprintf("generation %d (%s) is ready after %s", g.number, g.rel.Version, now.Sub(g.started).Round(time.Millisecond))})
@@ -141,6 +146,9 @@ func (s *Supervisor) checkHealth(ctx context.Context, g *generation) <-chan erro
 			one, cancel := context.WithTimeout(ctx, time.Duration(h.Timeout))
 			err := probe.Check(one, h.Probe, g.target())
 			cancel()
+			if ctx.Err() != nil {
+				return // the soak is over: this one was cut short and says nothing
+			}
 			text := "ok"
 			if err != nil {
 				text = err.Error()

@@ -32,31 +32,36 @@ func (l *peerListener) Accept() (net.Conn, error) {
 			<-l.slots
 			return nil, err
 		}
-		if err := allowed(c.(*net.UnixConn)); err != nil {
+		uid, err := allowed(c.(*net.UnixConn))
+		if err != nil {
 			l.logf("refused a peer on the control socket: %v", err)
 			c.Close()
 			<-l.slots
 			continue
 		}
-		return &peerConn{Conn: c, leave: sync.OnceFunc(func() { <-l.slots })}, nil
+		return &peerConn{Conn: c, uid: uid, leave: sync.OnceFunc(func() { <-l.slots })}, nil
 	}
 }
 
 type peerConn struct {
 	net.Conn
+	uid   int // of the peer
 	leave func()
 }
+
+// peerUID is the key under which a request's context has its peer's uid.
+type peerUID struct{}
 
 func (c *peerConn) Close() error {
 	defer c.leave()
 	return c.Conn.Close()
 }
 
-// allowed asks the kernel who is there (SO_PEERCRED, SO_PEERGROUPS; unix(7), socket(7)).
-func allowed(c *net.UnixConn) error {
+// allowed asks the kernel whose uid is there, and refuses who may not command (SO_PEERCRED, SO_PEERGROUPS; unix(7), socket(7)).
+func allowed(c *net.UnixConn) (uid int, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var cred *unix.Ucred
 	var groups []int
@@ -67,12 +72,12 @@ func allowed(c *net.UnixConn) error {
 		}
 	})
 	if err != nil || credErr != nil {
-		return fmt.Errorf("who it is cannot be told: %w", firstOf(err, credErr))
+		return 0, fmt.Errorf("who it is cannot be told: %w", firstOf(err, credErr))
 	}
 	if cred.Uid == 0 || int(cred.Uid) == os.Getuid() || int(cred.Gid) == os.Getgid() || slices.Contains(groups, os.Getgid()) {
-		return nil
+		return int(cred.Uid), nil
 	}
-	return fmt.Errorf("uid %d is neither root, nor uid %d, nor a member of group %d", cred.Uid, os.Getuid(), os.Getgid())
+	return 0, fmt.Errorf("uid %d is neither root, nor uid %d, nor a member of group %d", cred.Uid, os.Getuid(), os.Getgid())
 }
 
 func firstOf(errs ...error) error {

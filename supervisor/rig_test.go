@@ -55,6 +55,7 @@ func emptyRig(t testing.TB) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { removeAll(t, dir) })
+	audit(t, filepath.Join(dir, "run"))
 	r := &rig{t: t, dir: dir, addr: freeAddr(t), log: &logBuffer{}}
 	r.cfg = config.Daemon{Service: "echo", Root: filepath.Join(dir, "root"), RunDir: filepath.Join(dir, "run")}
 	if err := os.MkdirAll(r.cfg.Root, 0o755); err != nil {
@@ -81,6 +82,7 @@ func (r *rig) start() {
 	go func() { done <- s.Run(ctx) }()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
+		r.client.Close()
 		if err := <-done; err != nil {
 			r.t.Errorf("Run: %v", err)
 		}

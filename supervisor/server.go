@@ -55,6 +55,9 @@ type controlServer struct{ http *http.Server }
 
 func (s *Supervisor) serveControl(ln net.Listener) *controlServer {
 	srv := &http.Server{Handler: s.routes(), ReadHeaderTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peerUID{}, c.(*peerConn).uid)
+		},
 		BaseContext: func(net.Listener) context.Context { return s.ctx }, ErrorLog: s.opt.Log}
 	s.background(func() {
 		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
@@ -206,7 +209,14 @@ func (s *Supervisor) planUpload(_ http.ResponseWriter, r *http.Request) (any, er
 	if err != nil {
 		return nil, fmt.Errorf("read the manifest: %w", err)
 	}
-	return s.store.Plan(r.Context(), manifest, store.Facts{OS: runtime.GOOS, Arch: runtime.GOARCH, Env: s.opt.Environ})
+	facts := s.facts()
+	facts.SameUser = r.Context().Value(peerUID{}) == os.Getuid()
+	return s.store.Plan(r.Context(), manifest, facts)
+}
+
+// facts are what the store must know of this machine.
+func (s *Supervisor) facts() store.Facts {
+	return store.Facts{OS: runtime.GOOS, Arch: runtime.GOARCH, Env: s.opt.Environ}
 }
 
 func (s *Supervisor) completeUpload(_ http.ResponseWriter, r *http.Request) (any, error) {

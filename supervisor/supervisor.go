@@ -69,6 +69,7 @@ func New(opt Options) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
+	st.Warn = func(err error) { opt.Log.Print(err) }
 	state, err := st.LoadState()
 	if err != nil {
 		st.Close()
@@ -111,10 +112,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	s.wg.Go(func() { s.readNotifications() })
 	loopCtx, endLoop := context.WithCancel(context.Background())
 	go s.loop(loopCtx)
-	server := s.serveControl(control)
-
 	s.recoverUpgrade()
 	s.bindCommitted()
+	server := s.serveControl(control)
 	st := s.status()
 	s.notify.Ready(st.Text)
 	s.do(s.ensure)
@@ -185,11 +185,12 @@ func (s *Supervisor) changeState(change func(*store.State)) error {
 }
 
 // recoverUpgrade closes the books on an upgrade that a crash or a power cut interrupted: it was not committed, so the release
-// before it is the one that boots.
+// before it is the one that boots. Without such a one the last is that of the history: who lost the line still asks for it.
 func (s *Supervisor) recoverUpgrade() {
 	var u *api.Upgrade
 	s.do(func() { u = s.state.Upgrade })
-	if u == nil {
+	if u == nil || u.Kind == api.KindStart { // a start is no operator's doing, and begins anew
+		s.recallLast()
 		return
 	}
 	now := time.Now()
@@ -206,6 +207,21 @@ func (s *Supervisor) recoverUpgrade() {
 	}
 	s.do(func() { s.last = u })
 	s.emit(api.Event{Type: api.EventUpgrade, Upgrade: u, Text: fmt.Sprintf("upgrade to %s was interrupted: %s", u.To.Version, u.Outcome)})
+}
+
+// recallLast takes the newest upgrade of the history for the last one.
+func (s *Supervisor) recallLast() {
+	const enough = 100 // failed starts after crashes are in it too
+	list, err := s.store.History(enough)
+	if err != nil {
+		s.logf("read the history: %v", err)
+	}
+	for _, u := range list {
+		if u.Kind != api.KindStart {
+			s.do(func() { s.last = &u })
+			return
+		}
+	}
 }
 
 func (s *Supervisor) logf(format string, args ...any) { s.opt.Log.Printf(format, args...) }

@@ -149,7 +149,7 @@ func (s *Supervisor) verify(u *upgrade, rel *store.Release) error {
 	if err := s.store.Verify(u.ctx, rel); err != nil {
 		return err
 	}
-	if _, _, err := s.store.Env(s.opt.Environ, rel.Manifest.Spec); err != nil {
+	if err := s.store.CheckMachine(rel.Manifest, s.facts()); err != nil {
 		return err
 	}
 	return s.roomInMemory()

@@ -329,6 +329,25 @@ func TestDaemonRestart_CommittedReleaseComesUp(t *testing.T) {
 	}
 }
 
+// Whoever lost the line asks the next daemon what became of the upgrade, however that ended.
+func TestDaemonStart_KnowsTheLastUpgrade(t *testing.T) {
+	r := newRig(t)
+	done := r.push("1")
+	r.install("2", env("WSECHO_EXIT_AT_START", "true"))
+	failed := r.upgrade(api.KindPush, "2")
+	for _, want := range []api.Upgrade{failed, failed} { // the second time a start was in between
+		r.stop()
+		r.start()
+		if last := r.status().Last; last == nil || last.ID != want.ID || last.Outcome != want.Outcome {
+			t.Errorf("the last upgrade is %+v, want %+v", last, want)
+		}
+		r.version() // it serves again
+	}
+	if u, err := r.client.GetUpgrade(r.ctx(), done.ID); err != nil || u.Outcome != api.Done {
+		t.Errorf("the upgrade before: %+v, %v", u, err)
+	}
+}
+
 // A power cut between the commit and the link leaves a link that lies to people and scripts until somebody puts it right.
 func TestDaemonStart_CurrentFollowsTheCommit(t *testing.T) {
 	r := newRig(t)

@@ -242,7 +242,7 @@ func TestSetup_NeverRestartsButSaysThatItShould(t *testing.T) {
 		t.Errorf("systemd has read LimitNOFILE=%s", got)
 	}
 
-	h.run("cp " + daemonPath + " /opt/new && mv /opt/new " + daemonPath)
+	h.run("cp -p " + daemonPath + " /opt/new && mv /opt/new " + daemonPath)
 	report = h.mustSetup(spec)
 	if report.Changes != nil || !slices.Equal(report.RestartNeeded, []string{daemonPath + " was replaced since it started", unitChanged}) {
 		t.Errorf("another daemon: %+v", report)
@@ -383,7 +383,7 @@ func TestSetup_WhatTheServiceMightPlantIsNotFollowed(t *testing.T) {
 
 func TestSetup_OneAtATime(t *testing.T) {
 	h := newHost(t)
-	holder, err := h.EnterCommand(t.Context(), "flock", setupLock, "sh", "-c", "echo held; cat")
+	holder, err := h.EnterCommand(t.Context(), "flock", "--shared", setupLock, "sh", "-c", "echo held; cat")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -234,7 +234,7 @@ func (s *setup) compareRunning(ctx context.Context) error {
 		return err
 	}
 	exe, err := os.Stat(fmt.Sprintf("/proc/%d/exe", run.mainPID))
-	if err == nil && (!os.SameFile(exe, daemon) || daemon.ModTime().After(run.since)) {
+	if err == nil && !os.SameFile(exe, daemon) { // nobody can write into a program that runs
 		s.restartNeeded("%s was replaced since it started", s.spec.DaemonPath)
 	}
 	for _, path := range []string{s.spec.ConfigPath, filepath.Join(unitDir, serviceUnitName(s.spec.UnitSpec))} {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -20,6 +21,7 @@ const (
 	maxAnswer  = 64 << 20 // a plan for the largest manifest
 	maxEvent   = 1 << 20  // one line of the event stream
 	maxMetrics = 16 << 20
+	maxNewer   = 3 // majors of the API that are looked for beyond ours
 )
 
 // Dial opens one connection to the daemon's control socket. The client closes what it gets.
@@ -49,6 +51,9 @@ func (c *Client) Close() { c.idle() }
 // told: the rest may mean something else there. The caller compares.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	raw, err := ask[json.RawMessage](ctx, c, http.MethodGet, "/status", nil)
+	for v := 1; errors.Is(err, ErrNotFound) && v <= Version+maxNewer; v++ {
+		raw, err = askAt[json.RawMessage](ctx, c, http.MethodGet, "/v"+strconv.Itoa(v)+"/status", nil)
+	}
 	if err != nil {
 		return Status{}, err
 	}
@@ -117,10 +122,15 @@ func (c *Client) Retire(ctx context.Context, generation int) error {
 	return err
 }
 
-// ask sends one request and reads its JSON answer. An empty answer leaves T at its zero value.
+// ask sends one request below our version's prefix and reads its JSON answer.
 func ask[T any](ctx context.Context, c *Client, method, path string, in any) (T, error) {
+	return askAt[T](ctx, c, method, prefix()+path, in)
+}
+
+// askAt asks at a whole path. An empty answer leaves T at its zero value.
+func askAt[T any](ctx context.Context, c *Client, method, path string, in any) (T, error) {
 	var out T
-	body, err := c.send(ctx, method, prefix()+path, in)
+	body, err := c.send(ctx, method, path, in)
 	if err != nil {
 		return out, err
 	}

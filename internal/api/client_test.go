@@ -120,6 +120,19 @@ func TestStatus_DaemonOfAnotherAPI_OnlyTheVersionsAreRead(t *testing.T) {
 	}
 }
 
+func TestStatus_DaemonKnowsAnotherPrefixOnly_ItsVersionIsFound(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v3/status", func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"api":3,"daemon":{"version":"3.1"}}`)
+	})
+	if st, err := serve(t, mux).Status(t.Context()); err != nil || st.API != 3 || st.Daemon.Version != "3.1" {
+		t.Fatalf("got %+v, %v", st, err)
+	}
+	if _, err := serve(t, http.NewServeMux()).Status(t.Context()); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("nobody knows a status: %v, want ErrNotFound", err)
+	}
+}
+
 func TestStatus_SomebodyElseListens_IsAnError(t *testing.T) {
 	for _, answer := range []string{"hello", "[]", "{}", ""} {
 		c := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, answer) }))

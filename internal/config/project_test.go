@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -172,6 +173,9 @@ func TestParse_TellsAllMistakesAtOnceUpToTen(t *testing.T) {
 	var e *Error
 	if !errors.As(err, &e) || len(e.Problems) != 5 {
 		t.Fatalf("want an Error with 5 problems, got %v", err)
+	}
+	if !slices.IsSortedFunc(e.Problems, func(a, b Problem) int { return a.Line - b.Line }) {
+		t.Errorf("not in the order of lines: %v", err)
 	}
 	var many strings.Builder
 	for range 200 {

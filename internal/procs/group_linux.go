@@ -5,181 +5,150 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
+	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// Group is a main process and whatever it started.
+// Group is a process tree. Its methods may be called by anybody at any time, also after Remove.
 type Group struct {
-	cmd    *exec.Cmd
-	pid    int
-	cgroup string        // its directory; empty: the session
-	done   chan struct{} // closed when the main process has been reaped
+	pid  int
+	main *os.File // pidfd of the main process, open until Remove
+	tree tree
+	done chan struct{}
+	exit Exit // set before done is closed
+
+	removed atomic.Bool
 }
 
-// wait reaps the main process. Go holds a pidfd of it, so that no signal can reach a successor of its pid.
+// tree is how the processes of a group are found: in its cgroup, or in its session.
+type tree interface {
+	env(env []string) []string      // what the main process gets
+	born(pid int)                   // the main process is there
+	pids() []int                    // those that live
+	contains(pid int) bool          // and lives
+	kill(ctx context.Context) error // all, until none is left
+	empty(ctx context.Context) error
+	remove() error // only of an empty one
+	cgroup() string
+}
+
+// groups are those that Remove has not seen yet, by the pid of their main process. The lock is held while a process is born
+// and while one is reaped, so that neither is taken for the other.
+var groups = struct {
+	sync.Mutex
+	living map[int]*Group
+}{living: map[int]*Group{}}
+
+// wait learns how the main process ended, and leaves it as a zombie.
 func (g *Group) wait() {
-	g.cmd.Wait() // ProcessState says it all
-	close(g.done)
+	defer close(g.done)
+	if err := ended(context.Background(), g.main); err != nil {
+		g.exit = Exit{Code: -1}
+		return
+	}
+	g.exit = exitOf(g.main)
 }
 
-// Pid is the main process's.
+// Pid is the main process.
 func (g *Group) Pid() int { return g.pid }
 
-// Done is closed when the main process has ended. Others of the group may still live.
+// Cgroup is the directory of the group's own cgroup, empty without one.
+func (g *Group) Cgroup() string { return g.tree.cgroup() }
+
+// Pids are the living processes of the tree.
+func (g *Group) Pids() []int { return g.tree.pids() }
+
+// Contains tells whether pid belongs to the tree. It reads one small file, or a few. The main process does so until Remove, others
+// while they live: their numbers may be somebody else's afterwards.
+func (g *Group) Contains(pid int) bool {
+	return pid == g.pid && !g.removed.Load() || g.tree.contains(pid)
+}
+
+// Done is closed when the main process has ended; others of the tree may be left.
 func (g *Group) Done() <-chan struct{} { return g.done }
 
-// Exit is how a process ended.
-type Exit struct {
-	Code   int
-	Signal syscall.Signal // zero if it exited by itself
-}
-
-func (e Exit) String() string {
-	if e.Signal != 0 {
-		return fmt.Sprintf("was killed by signal %d (%s)", int(e.Signal), e.Signal)
-	}
-	return fmt.Sprintf("exited with status %d", e.Code)
-}
-
-// Exit is how the main process ended; only after Done.
+// Exit is how the main process ended.
 func (g *Group) Exit() Exit {
-	ws, ok := g.cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if ok && ws.Signaled() {
-		return Exit{Signal: ws.Signal()}
+	select {
+	case <-g.done:
+		return g.exit
+	default:
+		return Exit{running: true}
 	}
-	return Exit{Code: g.cmd.ProcessState.ExitCode()}
 }
 
-// Pids are the living processes of the group.
-func (g *Group) Pids() []int {
-	if g.cgroup != "" {
-		return cgroupPids(g.cgroup)
-	}
-	return sessionPids(g.pid)
-}
-
-// Contains tells whether pid belongs to the group.
-func (g *Group) Contains(pid int) bool {
-	if pid == g.pid {
-		return true
-	}
-	if g.cgroup != "" {
-		return inCgroup(g.cgroup, pid)
-	}
-	return descendsFrom(g.pid, pid)
-}
-
-// Signal goes to the main process; one that has ended already is no error.
+// Signal sends sig to the main process. One that has ended already is no error.
 func (g *Group) Signal(sig syscall.Signal) error {
-	if err := g.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("signal %d: %w", g.pid, err)
+	if err := signalPidfd(g.main, sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("signal process %d: %w", g.pid, err)
 	}
 	return nil
 }
 
-// RSS is the resident memory of the group in bytes. What processes share counts for each of them.
-func (g *Group) RSS() int64 {
-	var sum int64
+// SignalAll sends sig once to every process of the tree. One that is forked meanwhile may be missed.
+func (g *Group) SignalAll(sig syscall.Signal) error {
+	var errs []error
 	for _, pid := range g.Pids() {
-		sum += ResidentBytes(pid)
+		if err := signalMember(g.tree, pid, sig); err != nil {
+			errs = append(errs, err)
+		}
 	}
-	return sum
+	return errors.Join(errs...)
 }
 
-// Kill ends every process of the group with SIGKILL and waits until none is left, or for ctx. Processes that fork
-// meanwhile are caught too.
+// Kill ends all processes of the tree (SIGKILL) and waits until none is left. An error means that some are, because ctx ended
+// or the kernel refused; it may be called again.
 func (g *Group) Kill(ctx context.Context) error {
-	for {
-		pids := g.Pids()
-		if len(pids) == 0 && g.reaped() {
-			return nil
-		}
-		g.kill(pids)
-		if err := g.awaitExits(ctx, pids); err != nil {
-			return fmt.Errorf("processes %v of generation %d do not end: %w", pids[:min(len(pids), 5)], g.pid, err)
-		}
+	if err := g.tree.kill(ctx); err != nil {
+		return fmt.Errorf("kill the processes of %d: %w", g.pid, err)
 	}
+	return g.Empty(ctx)
 }
 
-func (g *Group) reaped() bool {
-	select {
-	case <-g.done:
-		return true
-	default:
-		return false
-	}
-}
-
-func (g *Group) kill(pids []int) {
-	if g.cgroup != "" && os.WriteFile(g.cgroup+"/cgroup.kill", []byte("1"), 0) == nil {
-		return
-	}
-	g.cmd.Process.Kill()
-	for _, pid := range pids {
-		if pid == g.pid {
-			continue // by its handle, above
-		}
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			continue // gone
-		}
-		if g.Contains(pid) { // the handle is of the process that was listed, not of a successor of its pid
-			unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-		}
-		unix.Close(fd)
-	}
-}
-
-// awaitExits waits until all of pids have ended.
-func (g *Group) awaitExits(ctx context.Context, pids []int) error {
-	for _, pid := range pids {
-		if pid == g.pid {
-			continue
-		}
-		if err := awaitExit(ctx, pid); err != nil {
-			return err
-		}
-		if g.cgroup == "" { // an orphan that came to us; os/exec does not know of it
-			unix.Wait4(pid, nil, unix.WNOHANG, nil)
-		}
+// Empty waits until no process of the tree is left.
+func (g *Group) Empty(ctx context.Context) error {
+	if err := g.tree.empty(ctx); err != nil {
+		return fmt.Errorf("wait for the processes of %d: %w", g.pid, err)
 	}
 	select {
 	case <-g.done:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 }
 
-// pollSlice is how often a wait for another's child looks at its context, in milliseconds.
-const pollSlice = 100
+// ErrNotEmpty is Remove's answer while processes are left.
+var ErrNotEmpty = errors.New("processes are left")
 
-// awaitExit waits for the end of any process: a pidfd is readable then (pidfd_open(2)).
-func awaitExit(ctx context.Context, pid int) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return nil // gone
-	}
-	defer unix.Close(fd)
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, pollSlice)
-		if n > 0 || (err != nil && err != unix.EINTR) {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-	}
-}
-
-// Remove forgets an empty group: its cgroup is removed.
+// Remove gives back what the kernel keeps for an empty tree: the zombie of the main process, and the cgroup. With ErrNotEmpty it
+// has done nothing.
 func (g *Group) Remove() error {
-	if g.cgroup == "" {
-		reapOrphans(g.pid)
-		return nil
+	select {
+	case <-g.done:
+	default:
+		return fmt.Errorf("process %d is alive: %w", g.pid, ErrNotEmpty)
 	}
-	return removeCgroup(g.cgroup)
+	if pids := g.Pids(); len(pids) > 0 {
+		return fmt.Errorf("processes %v of %d are alive: %w", pids[:min(len(pids), 10)], g.pid, ErrNotEmpty)
+	}
+	g.forget()
+	return g.tree.remove()
+}
+
+// forget reaps the main process, which has ended. From here on its pid may be somebody else's.
+func (g *Group) forget() {
+	groups.Lock()
+	defer groups.Unlock()
+	if groups.living[g.pid] != g {
+		return // the second time
+	}
+	delete(groups.living, g.pid)
+	g.removed.Store(true)
+	g.tree.born(0)
+	unix.Wait4(g.pid, nil, 0, nil) // a zombie: does not wait
+	g.main.Close()
 }

@@ -1,153 +1,251 @@
 package procs
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"os/signal"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// Spec is a process to start.
+// NoCgroup is the Spec.Cgroup of a group that shall not have one.
+const NoCgroup = "none"
+
+// Spec is a process tree to start.
 type Spec struct {
-	Helper []string // argv of the launch helper, which calls LaunchMain with what follows
-	Name   string   // of its cgroup, unique among ours
-	Path   string   // what is executed; no search
-	Args   []string // argv, the name included
-	Env    []string // the whole environment but LISTEN_PID
-	Dir    string
-	Files  []*os.File // become fd 3 and up, in this order; they stay the caller's
-	Stdout *os.File   // likewise
-	Stderr *os.File
-}
+	// Helper is the argv of a program that calls LaunchMain with what Launch appends to it, as in {"/proc/self/exe", "launch"}.
+	// Without it the program is started directly: it gets no LISTEN_PID, and Files must be empty.
+	Helper []string
+	Name   string // of its cgroup; a number is appended if there is one already
+	Cgroup string // in which directory to make its cgroup; empty: the delegated one if there is one; or NoCgroup
 
-// ExecError is a start command that the kernel refused to execute. It wraps the errno: errors.Is works with os.ErrNotExist and
-// os.ErrPermission.
-type ExecError struct {
-	Path string
-	Err  error
+	Path   string     // what is executed; Find looks it up
+	Args   []string   // argv, the name included
+	Env    []string   // the whole environment but LISTEN_PID and WATCHDOG_PID; of equal names the last one counts
+	Dir    string     // working directory
+	Files  []*os.File // become fd 3 and up, in this order; they stay the caller's, and their blocking mode is left alone
+	Stdout *os.File   // stays the caller's, but is switched to blocking mode, as programs expect; nil is /dev/null, as
+	Stderr *os.File   // standard input always is
 }
-
-func (e *ExecError) Error() string {
-	switch {
-	case errors.Is(e.Err, syscall.ENOENT):
-		if _, err := os.Stat(e.Path); err == nil {
-			return fmt.Sprintf("%s: its interpreter is not on this host", e.Path)
-		}
-		return e.Path + ": no such file"
-	case errors.Is(e.Err, os.ErrPermission):
-		return e.Path + ": not executable"
-	case errors.Is(e.Err, syscall.ENOEXEC):
-		return e.Path + ": not a program for this machine (no #! line?)"
-	}
-	return e.Path + ": " + e.Err.Error()
-}
-
-func (e *ExecError) Unwrap() error { return e.Err }
 
 // Launch starts spec's process and returns when it has been executed. A refused execution is an *ExecError. The group is the
 // caller's: wait for Done, then Kill what is left of it, then Remove.
 func Launch(spec Spec) (*Group, error) {
-	r, w, err := os.Pipe()
+	if spec.Path == "" || len(spec.Args) == 0 || (len(spec.Helper) == 0 && len(spec.Files) > 0) {
+		return nil, errors.New("start a process: no path, no argv, or files without a helper")
+	}
+	if os.Getpid() == 1 { // in a container every orphan comes to us
+		if err := adoptOrphans(); err != nil {
+			return nil, err
+		}
+	}
+	dir, err := newCgroup(spec)
+	if err == nil {
+		g, err := launchInCgroup(spec, dir)
+		var exec *ExecError
+		if err == nil || errors.As(err, &exec) {
+			return g, err
+		}
+	}
+	// Not delegated, or delegated in vain (clone3 is filtered, the hierarchy is threaded): the tree is found without it.
+	t, err := newSession()
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
-	defer w.Close()
-	report := 3 + len(spec.Files) // the helper's end of the pipe; it closes by itself when the app is executed
-	argv := append(append([]string(nil), spec.Helper[1:]...), strconv.Itoa(report), spec.Path)
-	cmd := exec.Command(spec.Helper[0], append(argv, spec.Args...)...)
-	cmd.Env, cmd.Dir = spec.Env, spec.Dir
-	cmd.Stdout, cmd.Stderr = spec.Stdout, spec.Stderr
-	cmd.ExtraFiles = append(append([]*os.File(nil), spec.Files...), w)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	g := &Group{cmd: cmd, done: make(chan struct{})}
-	if g.cgroup, err = makeCgroup(spec.Name); err != nil {
+	return launch(spec, t, 0, "")
+}
+
+// launchInCgroup lets the kernel make the process right inside the cgroup; where the system call for that is forbidden
+// (RestrictNamespaces= takes clone3 away) the helper joins it before it becomes the app.
+func launchInCgroup(spec Spec, dir string) (*Group, error) {
+	f, err := os.Open(dir)
+	if err != nil {
 		return nil, err
 	}
-	if err := g.startInCgroup(); err != nil {
-		g.Remove()
-		return nil, fmt.Errorf("start the launch helper: %w", err)
+	defer f.Close()
+	t := &cgroupTree{dir: dir}
+	g, err := launch(spec, t, int(f.Fd()), "") // a directory has no blocking mode that Fd could change
+	var exec *ExecError
+	if err != nil && !errors.As(err, &exec) && len(spec.Helper) > 0 {
+		g, err = launch(spec, t, 0, dir)
 	}
-	g.pid = cmd.Process.Pid
-	go g.wait()
+	if err != nil {
+		removeCgroup(dir)
+	}
+	return g, err
+}
+
+// launch starts one process into tree t. cgroupFD is the cgroup to be born in, join the one that the helper enters.
+func launch(spec Spec, t tree, cgroupFD int, join string) (*Group, error) {
+	report, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer report.Close()
+	defer w.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	pidfd := -1
+	attr := &syscall.ProcAttr{Dir: spec.Dir, Env: t.env(lastOfEach(spec.Env)), Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}}
+	if cgroupFD > 0 {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
+	}
+	path, argv, files := spec.Path, spec.Args, []*os.File{null, orNull(spec.Stdout, null), orNull(spec.Stderr, null)}
+	if err := withFDs(files, setBlocking); err != nil {
+		return nil, err
+	}
+	if len(spec.Helper) > 0 {
+		attr.Dir = "" // the helper goes there, and can tell if it cannot
+		files = append(append(files, spec.Files...), w)
+		path, argv = spec.Helper[0], helperArgs(spec, join)
+	}
+	g, err := start(path, argv, files, attr, t)
+	if err != nil {
+		return nil, startError(spec, cgroupFD > 0, err)
+	}
 	w.Close()
-	if err := execReport(r); err != nil {
+	if err := execReport(report, spec); err != nil {
 		<-g.done
-		g.Remove()
-		return nil, &ExecError{Path: spec.Path, Err: err}
+		g.forget()
+		return nil, err
 	}
 	return g, nil
 }
 
-// startInCgroup starts the process right inside its cgroup, so that nothing it forks can be missed.
-func (g *Group) startInCgroup() error {
-	if g.cgroup == "" {
-		// Orphans of the tree become our children, so that they can be found and reaped.
-		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-			return os.NewSyscallError("prctl", err)
-		}
-		return g.cmd.Start()
+func orNull(f, null *os.File) *os.File {
+	if f == nil {
+		return null
 	}
-	dir, err := os.Open(g.cgroup)
-	if err != nil {
+	return f
+}
+
+// start makes the process and knows it before it can be reaped as a stranger.
+func start(path string, argv []string, files []*os.File, attr *syscall.ProcAttr, t tree) (*Group, error) {
+	groups.Lock()
+	defer groups.Unlock()
+	var pid int
+	err := withFDs(files, func(fds []uintptr) (err error) {
+		attr.Files = fds
+		pid, _, err = syscall.StartProcess(path, argv, attr)
 		return err
-	}
-	defer dir.Close()
-	raw, err := dir.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var startErr error
-	err = raw.Control(func(fd uintptr) {
-		g.cmd.SysProcAttr.UseCgroupFD, g.cmd.SysProcAttr.CgroupFD = true, int(fd)
-		startErr = g.cmd.Start()
 	})
-	return errors.Join(err, startErr)
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{pid: pid, tree: t, done: make(chan struct{})}
+	if g.main, err = pollablePidfd(*attr.Sys.PidFD); err != nil {
+		syscall.Kill(pid, syscall.SIGKILL) // not reaped yet: it is still this one
+		syscall.Wait4(pid, nil, 0, nil)
+		return nil, fmt.Errorf("watch process %d (pidfds need Linux 5.4): %w", pid, err)
+	}
+	t.born(pid)
+	groups.living[pid] = g
+	go g.wait() // ends with the process
+	return g, nil
 }
 
-// execReport is nil at end of file: the pipe was closed by a successful execution.
-func execReport(r *os.File) error {
-	var errno [4]byte
-	_, err := io.ReadFull(r, errno[:])
-	switch {
-	case err == io.EOF:
-		return nil
-	case err != nil:
+// startError tells a program that could not be executed from everything else. In a cgroup the refusal may be the cgroup's.
+func startError(spec Spec, inCgroup bool, err error) error {
+	if inCgroup {
+		return fmt.Errorf("start in a cgroup: %w", err)
+	}
+	if len(spec.Helper) > 0 {
+		return fmt.Errorf("start the launch helper %s: %w", spec.Helper[0], err)
+	}
+	if spec.Dir != "" {
+		if _, statErr := os.Stat(spec.Dir); statErr != nil {
+			return &ExecError{Path: spec.Dir, Chdir: true, Err: err}
+		}
+	}
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.ENOEXEC) {
+		return &ExecError{Path: spec.Path, Err: err}
+	}
+	return fmt.Errorf("start %s: %w", spec.Path, err)
+}
+
+// withFDs calls do with the descriptors of files. They are not taken out with Fd, which would switch what Go polls to blocking
+// mode, and with it the same open socket in every other process.
+func withFDs(files []*os.File, do func([]uintptr) error) error {
+	return eachFD(files, nil, do)
+}
+
+func eachFD(files []*os.File, fds []uintptr, do func([]uintptr) error) error {
+	if len(files) == 0 {
+		return do(fds)
+	}
+	raw, err := files[0].SyscallConn()
+	if err != nil {
 		return err
 	}
-	return syscall.Errno(binary.LittleEndian.Uint32(errno[:]))
+	var inner error
+	if err := raw.Control(func(fd uintptr) { inner = eachFD(files[1:], append(fds, fd), do) }); err != nil {
+		return err
+	}
+	return inner
 }
 
-// LaunchMain is the launch helper: it names itself in LISTEN_PID, which nobody else can know in time, and becomes the app. args
-// are the report pipe's descriptor, the path and the app's argv. It never returns.
-func LaunchMain(args []string) {
-	if len(args) < 3 {
-		fmt.Fprintln(os.Stderr, "launch: started by hotdeployd only")
-		os.Exit(2)
+// setBlocking: a pipe that Go made is non-blocking, and a program that meets EAGAIN on its standard output loses what it
+// wanted to say.
+func setBlocking(fds []uintptr) error {
+	for _, fd := range fds {
+		flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+		if err == nil && flags&unix.O_NONBLOCK != 0 {
+			err = unix.SetNonblock(int(fd), false)
+		}
+		if err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
 	}
-	report, err := strconv.Atoi(args[0])
+	return nil
+}
+
+// lastOfEach drops all but the last of entries with equal names, as a shell's assignments would, and what only the helper
+// can know.
+func lastOfEach(env []string) []string {
+	seen := map[string]bool{"LISTEN_PID": true, "LISTEN_PIDFDID": true, "WATCHDOG_PID": true}
+	var out []string
+	for _, kv := range slices.Backward(env) {
+		name, _, _ := strings.Cut(kv, "=")
+		if !seen[name] {
+			seen[name] = true
+			out = append(out, kv)
+		}
+	}
+	slices.Reverse(out)
+	return out
+}
+
+// helperArgs is the command line that LaunchMain takes apart.
+func helperArgs(spec Spec, join string) []string {
+	args := append(slices.Clone(spec.Helper), strconv.Itoa(3+len(spec.Files)), join, spec.Dir, spec.Path)
+	return append(args, spec.Args...)
+}
+
+// execReport waits until the helper has become the app: then its end of the pipe closes by itself. Before that it says
+// why it cannot.
+func execReport(report *os.File, spec Spec) error {
+	b, err := io.ReadAll(io.LimitReader(report, maxReport))
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "launch: started by hotdeployd only")
-		os.Exit(2)
+		return fmt.Errorf("hear from the launch helper: %w", err)
 	}
-	signal.Reset()
-	unix.CloseOnExec(report)
-	env := os.Environ()
-	if _, ok := os.LookupEnv("LISTEN_FDS"); ok {
-		env = append(env, "LISTEN_PID="+strconv.Itoa(os.Getpid()))
+	if len(b) == 0 {
+		return nil
 	}
-	err = syscall.Exec(args[1], args[2:], env)
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
-		errno = syscall.EINVAL
+	step, number, _ := strings.Cut(string(b), " ")
+	errno, _ := strconv.Atoi(number)
+	switch step {
+	case stepExec:
+		return &ExecError{Path: spec.Path, Err: syscall.Errno(errno)}
+	case stepChdir:
+		return &ExecError{Path: spec.Dir, Chdir: true, Err: syscall.Errno(errno)}
 	}
-	unix.Write(report, binary.LittleEndian.AppendUint32(nil, uint32(errno)))
-	os.Exit(127)
+	return fmt.Errorf("the launch helper cannot %s: %w", step, syscall.Errno(errno))
 }

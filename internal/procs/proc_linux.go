@@ -2,42 +2,58 @@ package procs
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 )
 
 // stat is what we need of /proc/PID/stat (proc(5)).
 type stat struct {
-	state                byte
-	parent, session, pid int
+	state           byte
+	parent, session int
+	started         uint64 // with the pid it names a process for ever
 }
 
+// alive is false for zombies: they hold nothing but their number.
+func (s stat) alive() bool { return s.state != 'Z' && s.state != 'X' }
+
 func readStat(pid int) (stat, bool) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return stat{}, false
+	}
+	return parseStat(b)
+}
+
+func parseStat(b []byte) (stat, bool) {
 	i := bytes.LastIndexByte(b, ')') // the name before it may hold anything
-	if err != nil || i < 0 {
+	if i < 0 {
 		return stat{}, false
 	}
 	f := bytes.Fields(b[i+1:])
-	if len(f) < 4 {
+	const state, parent, session, started = 0, 1, 3, 19 // proc(5) counts from 1 and begins two fields earlier
+	if len(f) <= started {
 		return stat{}, false
 	}
-	parent, _ := strconv.Atoi(string(f[1]))
-	session, _ := strconv.Atoi(string(f[3]))
-	return stat{state: f[0][0], parent: parent, session: session, pid: pid}, true
+	s := stat{state: f[state][0]}
+	var errs [3]error
+	s.parent, errs[0] = strconv.Atoi(string(f[parent]))
+	s.session, errs[1] = strconv.Atoi(string(f[session]))
+	s.started, errs[2] = strconv.ParseUint(string(f[started]), 10, 64)
+	return s, errors.Join(errs[:]...) == nil
 }
 
+// allStats is one look at every process. It is not one instant: processes come and go while it is taken.
 func allStats() map[int]stat {
 	all := map[int]stat{}
-	d, err := os.Open("/proc")
+	dir, err := os.Open("/proc")
 	if err != nil {
 		return all
 	}
-	defer d.Close()
-	names, _ := d.Readdirnames(-1)
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
 	for _, n := range names {
 		if pid, err := strconv.Atoi(n); err == nil {
 			if s, ok := readStat(pid); ok {
@@ -48,64 +64,39 @@ func allStats() map[int]stat {
 	return all
 }
 
-// sessionPids lists the living processes of main's session and its descendants in other sessions.
-func sessionPids(main int) []int {
-	all := allStats()
+// children are the child processes of ours, zombies included.
+func children() []int {
+	tasks, _ := os.ReadDir("/proc/self/task")
 	var pids []int
-	for pid, s := range all {
-		if s.state != 'Z' && belongs(all, main, pid) {
+	for _, t := range tasks {
+		b, err := os.ReadFile("/proc/self/task/" + t.Name() + "/children")
+		if errors.Is(err, os.ErrNotExist) { // a thread that ended, or a kernel without CONFIG_PROC_CHILDREN
+			if _, err := os.Stat("/proc/self/task/" + strconv.Itoa(os.Getpid()) + "/children"); err != nil {
+				return childrenByStat()
+			}
+		}
+		for _, f := range bytes.Fields(b) {
+			if pid, err := strconv.Atoi(string(f)); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+func childrenByStat() []int {
+	var pids []int
+	self := os.Getpid()
+	for pid, s := range allStats() {
+		if s.parent == self {
 			pids = append(pids, pid)
 		}
 	}
 	return pids
 }
 
-// belongs follows the parents upwards; a parent that has ended leaves its session as the only trace.
-func belongs(all map[int]stat, main, pid int) bool {
-	for range 64 { // deeper trees are cut: /proc changes while it is read
-		s, ok := all[pid]
-		switch {
-		case !ok || pid <= 1:
-			return false
-		case pid == main || s.session == main:
-			return true
-		}
-		pid = s.parent
-	}
-	return false
-}
-
-func descendsFrom(main, pid int) bool {
-	for range 64 {
-		s, ok := readStat(pid)
-		switch {
-		case !ok || pid <= 1:
-			return false
-		case pid == main || s.session == main:
-			return true
-		}
-		pid = s.parent
-	}
-	return false
-}
-
-// reapOrphans reaps what ended in main's session as our child.
-func reapOrphans(main int) {
-	self := os.Getpid()
-	for pid, s := range allStats() {
-		if s.state == 'Z' && s.parent == self && s.session == main && pid != main {
-			unix.Wait4(pid, nil, unix.WNOHANG, nil)
-		}
-	}
-}
-
-// ResidentBytes is the resident memory of one process, zero if it is gone (proc(5), statm).
-func ResidentBytes(pid int) int64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
-	f := bytes.Fields(b)
-	if err != nil || len(f) < 2 {
-		return 0
-	}
-	pages, _ := strconv.ParseInt(string(f[1]), 10, 64)
-	return pages * int64(os.Getpagesize())
+// hasEnv tells whether pid was executed with that entry in its environment.
+func hasEnv(pid int, entry string) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	return err == nil && slices.ContainsFunc(bytes.Split(b, []byte{0}), func(e []byte) bool { return string(e) == entry })
 }

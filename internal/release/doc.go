@@ -5,5 +5,5 @@
 // absolute path, nothing reached through a symlink), and the same input always encodes to the same bytes, whose
 // SHA-256 is the release's digest.
 //
-// Read [Manifest] first, then Pack (operator's side) and Verify (host's side).
+// Read [Manifest] first, then [Pack] (operator's side) and [Verify] (host's side); tree.go holds the promise about symlinks.
 package release

@@ -298,9 +298,9 @@ func TestEncode_NoFilesAndNilFilesAreTheSame(t *testing.T) {
 }
 
 func TestEncode_WhatIsTooLongIsRefused(t *testing.T) {
-	files := make([]File, 0, 60_000)
-	long := strings.Repeat(strings.Repeat("x", 200)+"/", 3)
-	for i := range 60_000 {
+	files := make([]File, 0, 33_000)
+	long := strings.Repeat(strings.Repeat("x", 245)+"/", 4)
+	for i := range cap(files) {
 		files = append(files, file(fmt.Sprintf("c/%s%06d", long, i)))
 	}
 	if _, err := Encode(manifest(files...)); err == nil || !strings.Contains(err.Error(), "pack fewer files") {

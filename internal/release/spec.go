@@ -62,7 +62,7 @@ type Ready struct {
 	Delay   Duration `toml:"delay" json:"delay,omitempty"` // check = "delay"
 }
 
-// Health is the check during the soak and afterwards: tcp, http or command.
+// Health is the check during the soak: tcp, http or command.
 type Health struct {
 	Probe
 	Interval Duration `toml:"interval" json:"interval"`

@@ -226,6 +226,16 @@ func TestVerify_NamesTheFirstBadPath(t *testing.T) {
 	}
 }
 
+func TestFirstBad_DoesNotDependOnWhoWasFaster(t *testing.T) {
+	var bad firstBad
+	for _, p := range []string{"c", "a", "b"} {
+		bad.add(p, "is missing")
+	}
+	if want := (&DamagedError{"a", "is missing"}).Error(); bad.get().Error() != want {
+		t.Errorf("got %v, want %s", bad.get(), want)
+	}
+}
+
 func TestVerify_TakesWhatIsAsItShouldBe(t *testing.T) {
 	for _, c := range []struct {
 		name   string

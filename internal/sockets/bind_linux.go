@@ -42,6 +42,24 @@ func (s *Socket) Close() error {
 	return s.File.Close()
 }
 
+// backlog is the listen queue that we ask for; the kernel cuts it to net.core.somaxconn.
+const backlog = 4096
+
+// Relisten sets the length of the listen queue again. Some apps call listen themselves on what they inherit (Node with 511, Python
+// with what it is told), and so shorten the queue for every generation.
+func (s *Socket) Relisten() error {
+	if s.Listener.Network == "udp" {
+		return nil
+	}
+	raw, err := s.File.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var listenErr error
+	err = raw.Control(func(fd uintptr) { listenErr = unix.Listen(int(fd), backlog) })
+	return errors.Join(err, os.NewSyscallError("listen", listenErr))
+}
+
 // Bind makes the socket of l. A relative unix path is below runDir. The caller closes it. Errors wrap ErrInUse, which names who
 // has the address as far as we may see it, or ErrPermission.
 func Bind(l release.Listener, runDir string) (*Socket, error) {
@@ -125,7 +143,7 @@ func bindUnix(l release.Listener, path string) (*Socket, error) {
 		s.Close()
 		return nil, err
 	}
-	if err := unix.Listen(fd, 4096); err != nil { // the kernel cuts it to net.core.somaxconn
+	if err := unix.Listen(fd, backlog); err != nil {
 		s.Close()
 		return nil, os.NewSyscallError("listen", err)
 	}

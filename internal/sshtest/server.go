@@ -49,7 +49,6 @@ type Server struct {
 	closed bool
 	conns  map[net.Conn]bool
 	cmds   map[*command]bool
-	logins int
 }
 
 // Start listens and serves until [Server.Close].
@@ -92,13 +91,6 @@ func (s *Server) HostKey() ssh.PublicKey {
 // KnownHosts is the line for known_hosts that trusts this server.
 func (s *Server) KnownHosts() string {
 	return knownhosts.Line([]string{s.Addr()}, s.HostKey()) + "\n"
-}
-
-// Logins tells how many times somebody was let in.
-func (s *Server) Logins() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.logins
 }
 
 // Drop cuts all connections as a failing network does: without a word of
@@ -177,9 +169,6 @@ func (s *Server) serve(conn net.Conn) {
 		s.log("%s: %v", conn.RemoteAddr(), err)
 		return
 	}
-	s.mu.Lock()
-	s.logins++
-	s.mu.Unlock()
 	s.log("%s: %s is in", conn.RemoteAddr(), sc.User())
 	go ssh.DiscardRequests(requests) // answers keepalives; ends with sc
 	var wg sync.WaitGroup

@@ -93,7 +93,7 @@ func (s *Store) setRotten(name string) {
 	s.mu.Lock()
 	s.rotten[name] = true
 	s.mu.Unlock()
-	s.warn("%s is not what its manifest says: %w", s.path(name), fs.ErrInvalid)
+	s.warn("%s is not what its manifest says", s.path(name))
 }
 
 // finalMode is a file's mode once its release is complete: nobody writes to it.

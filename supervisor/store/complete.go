@@ -41,7 +41,7 @@ func (s *Store) Complete(ctx context.Context, digest string) (api.ReleaseInfo, e
 func (s *Store) complete(ctx context.Context, digest string) (version string, err error) {
 	s.setCompleting(digest)
 	defer s.setCompleting("")
-	u, m, raw, err := s.openUpload(digest)
+	u, err := s.openUpload(digest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", refuse(api.ErrNotFound, "push it again", "there is no upload %.12s on this host", digest)
 	}
@@ -49,7 +49,8 @@ func (s *Store) complete(ctx context.Context, digest string) (version string, er
 		return "", fmt.Errorf("open the upload %.12s: %w", digest, err)
 	}
 	defer u.close()
-	if _, err := s.isThere(m.Version, digest); err != nil {
+	version = u.manifest.Version
+	if _, err := s.isThere(version, digest); err != nil {
 		return "", err
 	}
 	temp := path.Join(releasesDir, tempName())
@@ -58,14 +59,15 @@ func (s *Store) complete(ctx context.Context, digest string) (version string, er
 			s.discardRelease(temp)
 		}
 	}()
-	if err := s.build(ctx, temp, u, m, raw); err != nil {
+	if err := s.build(ctx, temp, u); err != nil {
 		return "", err
 	}
-	return m.Version, s.publish(temp, m.Version)
+	return version, s.publish(temp, version)
 }
 
 // build makes the whole release under a temporary name and does not return before it is on the disk.
-func (s *Store) build(ctx context.Context, temp string, u *upload, m *release.Manifest, raw []byte) error {
+func (s *Store) build(ctx context.Context, temp string, u *upload) error {
+	m := u.manifest
 	blobs, err := s.blobs(ctx, m)
 	if err != nil {
 		return err
@@ -85,7 +87,7 @@ func (s *Store) build(ctx context.Context, temp string, u *upload, m *release.Ma
 		b.makeEmptyFiles,
 		b.makeSymlinks, // after the files, so that none is written through one
 		b.makeShared,
-		func() error { return writeFile(tree, release.ManifestName, raw, 0o444) },
+		func() error { return writeFile(tree, release.ManifestName, u.raw, 0o444) },
 		b.closeDirs,
 		func() error { return b.sync(ctx) },
 	} {

@@ -151,6 +151,13 @@ func TestContentOfOtherReleasesIsNotSentAgain(t *testing.T) {
 	push(t, s, one)
 	two := app{version: "2", files: map[string]string{
 		"bin/tool*": "tool two", "lib/deep/d": one.files["lib/deep/d"], "moved/e*": one.files["lib/deep/d"], "lib/a.txt": "the same",
+		"no-longer-executable": runScript, "bin/was": "x", // other modes than in release 1
+	}, edit: func(m *release.Manifest) {
+		for i := range m.Files {
+			if m.Files[i].Path == "bin/was" {
+				m.Files[i].Mode = 0o755
+			}
+		}
 	}}
 	_, raw, _ := two.manifest(t)
 	p, err := s.Plan(t.Context(), raw, here)
@@ -160,7 +167,7 @@ func TestContentOfOtherReleasesIsNotSentAgain(t *testing.T) {
 	if len(p.Missing) != 1 || p.Missing[0].SHA256 != release.Digest([]byte("tool two")) {
 		t.Errorf("missing: %v", p.Missing)
 	}
-	if want := int64(300<<10 + len("the same") + len(runScript)); p.Reused != want {
+	if want := int64(300<<10 + len("the same") + len(runScript) + len("x")); p.Reused != want {
 		t.Errorf("reused %d, want %d", p.Reused, want)
 	}
 	r := push(t, s, two)

@@ -49,7 +49,8 @@ func (s *Store) hostEnv() (vars map[string]string, warnings []string, err error)
 	}
 	defer f.Close()
 	if mode := fi.Mode().Perm(); mode&^0o640 != 0 {
-		warnings = append(warnings, fmt.Sprintf("%s has mode %#o: others may read or change it; type  chmod 0600 %s", s.path(envFile), mode, s.path(envFile)))
+		warnings = append(warnings, fmt.Sprintf("%s has mode %#o: others may read or change it; type  chmod 0600 %[1]s",
+			s.path(envFile), mode))
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxEnvBytes+1))
 	if err != nil {

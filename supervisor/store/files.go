@@ -8,6 +8,7 @@ import (
 	"iter"
 	"os"
 	"path"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -124,29 +125,45 @@ func syncPath(root *os.Root, name string) error {
 	return d.Sync()
 }
 
-// makeDir makes a directory with exactly that mode, whatever the umask.
+// makeDir makes a directory with exactly that mode, whatever the umask. Only the setgid bit may be missing: see below.
 func makeDir(root *os.Root, name string, mode os.FileMode) error {
 	if err := root.Mkdir(name, mode.Perm()); err != nil {
 		return err
 	}
-	fi, err := root.Lstat(name)
-	if err != nil {
+	if is, err := hasMode(root, name, mode); is || err != nil {
 		return err
 	}
+	err := root.Chmod(name, mode)
+	if mode&os.ModeSetgid == 0 || !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	// A sandbox may forbid to set the bit (RestrictSUIDSGID=). Then it is inherited from the directory above where set-up gave it
+	// to that one; but a chmod without it, to correct what the umask took, would take it away.
+	if err := root.Remove(name); err != nil {
+		return err
+	}
+	return mkdirWithoutUmask(root, name, mode.Perm())
+}
+
+func hasMode(root *os.Root, name string, mode os.FileMode) (bool, error) {
 	const bits = os.ModeSetgid | os.ModePerm
-	if fi.Mode()&bits == mode&bits {
-		return nil
-	}
-	err = root.Chmod(name, mode)
-	if errors.Is(err, fs.ErrPermission) && mode&os.ModeSetgid != 0 {
-		// A sandbox may forbid the setgid bit (RestrictSUIDSGID=). It is inherited from incoming/ where set-up gave it
-		// to that; a chmod without it would take it away again.
-		if fi.Mode().Perm() == mode.Perm() {
-			return nil
+	fi, err := root.Lstat(name)
+	return err == nil && fi.Mode()&bits == mode&bits, err
+}
+
+// mkdirWithoutUmask leaves the umask of all other threads, and so of what they start, as it is.
+func mkdirWithoutUmask(root *os.Root, name string, perm os.FileMode) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread and its umask end with this goroutine
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			result <- &fs.PathError{Op: "unshare umask", Path: name, Err: err}
+			return
 		}
-		return root.Chmod(name, mode.Perm())
-	}
-	return err
+		unix.Umask(0)
+		result <- root.Mkdir(name, perm)
+	}()
+	return <-result
 }
 
 // entries yields what is in a directory, without ever having all of it in memory.

@@ -99,7 +99,8 @@ func (b *builder) fromPart(ctx context.Context, bl *blob, f *release.File) error
 		b.store.discard(b.upload.parts, bl.sha)
 		return errWrong
 	case errors.Is(err, fs.ErrPermission):
-		return refuse(api.ErrForbidden, "upload with a umask of 027 or less strict", "the upload of %s cannot be read by the service's user", bl)
+		return refuse(api.ErrForbidden, "upload with a umask of 027 or less strict",
+			"the upload of %s cannot be read by the service's user", bl)
 	case err != nil:
 		return err
 	}

@@ -15,8 +15,8 @@ import (
 // maxHistory is how many entries [Store.History] returns at most.
 const maxHistory = 1000
 
-// AppendHistory adds an upgrade to the log. When it returns nil the entry is on the disk. An output that makes the entry too long is
-// left out.
+// AppendHistory adds an upgrade to the log. When it returns nil the entry is on the disk. An output that makes the entry too
+// long is left out.
 func (s *Store) AppendHistory(u api.Upgrade) error {
 	line, err := historyLine(u)
 	if err == nil {
@@ -156,7 +156,8 @@ func (s *Store) FindUpgrade(id string) (api.Upgrade, error) {
 	return *found, nil
 }
 
-// eachUpgrade calls fn for the entries of the log that contain these bytes, from the newest to the oldest, until it returns false.
+// eachUpgrade calls fn for the entries of the log that contain these bytes, from the newest to the oldest, until it
+// returns false.
 func (s *Store) eachUpgrade(containing []byte, fn func(*api.Upgrade) bool) error {
 	f, fi, err := openRegular(s.root, historyFile)
 	if errors.Is(err, fs.ErrNotExist) {

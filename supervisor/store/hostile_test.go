@@ -35,6 +35,14 @@ func TestHostileParts(t *testing.T) {
 		"too large":               func(t *testing.T, part string) { write(t, part, "tool one and more") },
 		"endless":                 func(t *testing.T, part string) { must(t, os.Truncate(touch(t, part), 1<<40)) },
 		"the right size, no more": func(t *testing.T, part string) { write(t, part, "tool 0ne") },
+		"the right size, and the group may write": func(t *testing.T, part string) {
+			write(t, part, "tool 0ne")
+			must(t, os.Chmod(part, 0o664))
+		},
+		"more than the right content, and the group may write": func(t *testing.T, part string) {
+			write(t, part, "tool one and more")
+			must(t, os.Chmod(part, 0o664))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t, t.TempDir())
@@ -81,6 +89,20 @@ func TestAPartThatIsAlsoAnotherFileOfOursIsCopied(t *testing.T) {
 	whole(t, s, "1")
 }
 
+func TestAPartThatTheGroupMayWriteToIsCopied(t *testing.T) {
+	s := open(t, t.TempDir())
+	digest := send(t, s, one)
+	p := part(s, digest, "tool one")
+	must(t, os.Chmod(p, 0o664))
+	held, err := os.OpenFile(p, os.O_WRONLY, 0)
+	must(t, err)
+	defer held.Close()
+	_, err = s.Complete(t.Context(), digest)
+	must(t, err)
+	held.WriteString("evil")
+	whole(t, s, "1")
+}
+
 func TestDirectoriesOfAnUploadThatWereReplaced(t *testing.T) {
 	for name, replace := range map[string]func(t *testing.T, s *Store, up string){
 		"the upload by a symlink into releases": func(t *testing.T, s *Store, up string) {
@@ -104,7 +126,7 @@ func TestDirectoriesOfAnUploadThatWereReplaced(t *testing.T) {
 			must(t, syscall.Mkfifo(filepath.Join(up, "parts"), 0o666))
 		},
 		"the manifest by another": func(t *testing.T, s *Store, up string) {
-			_, raw, _ := app{version: "9", files: map[string]string{"evil": "evil"}}.manifest(t)
+			_, raw, _ := app{version: "9"}.manifest(t) // its parts are all there
 			write(t, filepath.Join(up, "manifest.json"), string(raw))
 		},
 		"the manifest by a huge one": func(t *testing.T, s *Store, up string) {
@@ -124,10 +146,35 @@ func TestDirectoriesOfAnUploadThatWereReplaced(t *testing.T) {
 				t.Fatal("it became a release")
 			}
 			whole(t, s, "0")
+			if _, err := s.Release("9"); err == nil {
+				t.Error("something else became a release")
+			}
 			push(t, s, one)
 			whole(t, s, "0")
 			whole(t, s, "1")
 		})
+	}
+}
+
+func TestAnUploadThatSomebodyElseBeganIsPutAside(t *testing.T) {
+	if os.Geteuid() != 0 {
+		cannot(t, "only root can give a directory to another user")
+	}
+	s := open(t, t.TempDir())
+	up := filepath.Join(s.Dir(), "incoming", digestOfApp(t, one))
+	must(t, os.MkdirAll(filepath.Join(up, "parts", "deep"), 0o700))
+	must(t, os.Chown(up, 12345, 12345))
+	push(t, s, one)
+	whole(t, s, "1")
+	must(t, os.MkdirAll(up, 0o700))
+	must(t, os.Chown(up, 12345, 12345))
+	plan(t, s, app{version: "2", files: map[string]string{"a": "a"}})
+	_, _, digest := app{version: "2", files: map[string]string{"a": "a"}}.manifest(t)
+	parts := filepath.Join(s.Dir(), "incoming", digest, "parts")
+	must(t, os.Chown(parts, 12345, 12345))
+	plan(t, s, app{version: "2", files: map[string]string{"a": "a"}})
+	if fi, err := os.Stat(parts); err != nil || !isOurs(fi) {
+		t.Errorf("the parts are somebody else's: %v", err)
 	}
 }
 

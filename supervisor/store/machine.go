@@ -14,8 +14,9 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/release"
 )
 
-// checkMachine refuses a release that cannot run here, whatever is sent.
-func (s *Store) checkMachine(m *release.Manifest, f Facts) error {
+// CheckMachine refuses a release that cannot run here: the wrong machine, a missing interpreter or variable. Plan does it; so
+// should whoever starts a release that came some time ago.
+func (s *Store) CheckMachine(m *release.Manifest, f Facts) error {
 	if (m.OS != "" && m.OS != f.OS) || (m.Arch != "" && m.Arch != f.Arch) {
 		return refuse(api.ErrPlatform, fmt.Sprintf("build the release for %s/%s", f.OS, f.Arch),
 			"the release %s is built for %s/%s, this host is %s/%s", m.Version, m.OS, m.Arch, f.OS, f.Arch)
@@ -24,21 +25,27 @@ func (s *Store) checkMachine(m *release.Manifest, f Facts) error {
 	if err != nil {
 		return refuse(api.ErrEnvironment, "correct it on the host", "%v", err)
 	}
-	values := map[string]string{}
+	vars := map[string]string{}
 	for _, kv := range env {
 		name, value, _ := strings.Cut(kv, "=")
-		values[name] = value
+		vars[name] = value
 	}
+	return s.checkNeeds(m, vars)
+}
+
+// checkNeeds tells everything that is missing at once. A variable that is empty counts as missing: it is a template that nobody
+// filled in.
+func (s *Store) checkNeeds(m *release.Manifest, vars map[string]string) error {
 	var broken, hints []string
 	for _, name := range m.Spec.Run.RequireEnv {
-		if values[name] == "" {
+		if vars[name] == "" {
 			broken = append(broken, name+" is not set")
 		}
 	}
 	if len(broken) > 0 {
 		hints = append(hints, "set it on the host in "+s.path(envFile))
 	}
-	programs := missingPrograms(m, values["PATH"])
+	programs := missingPrograms(m, vars["PATH"])
 	for _, p := range programs {
 		broken = append(broken, p+" is not there")
 	}
@@ -48,7 +55,8 @@ func (s *Store) checkMachine(m *release.Manifest, f Facts) error {
 	if len(broken) == 0 {
 		return nil
 	}
-	return refuse(api.ErrEnvironment, strings.Join(hints, "; "), "the release %s cannot run on this host: %s", m.Version, strings.Join(broken, "; "))
+	return refuse(api.ErrEnvironment, strings.Join(hints, "; "),
+		"the release %s cannot run on this host: %s", m.Version, strings.Join(broken, "; "))
 }
 
 // missingPrograms lists what the start command needs of the host and the host has not.

@@ -46,7 +46,7 @@ func (s *Store) Plan(ctx context.Context, manifest []byte, f Facts) (api.UploadP
 	if plan.Complete, err = s.isThere(m.Version, digest); err != nil {
 		return api.UploadPlan{}, err
 	}
-	if err := s.checkMachine(m, f); err != nil || plan.Complete {
+	if err := s.CheckMachine(m, f); err != nil || plan.Complete {
 		return plan, err
 	}
 	if err := s.plan(ctx, &plan, m, manifest, f.SameUser); err != nil {
@@ -63,7 +63,7 @@ func (s *Store) plan(ctx context.Context, plan *api.UploadPlan, m *release.Manif
 	if err != nil {
 		return err
 	}
-	u, _, _, err := s.openUpload(plan.Digest)
+	u, err := s.openUpload(plan.Digest)
 	if err == nil {
 		defer u.close()
 	}
@@ -103,19 +103,26 @@ func (s *Store) decode(raw []byte) (*release.Manifest, error) {
 	return m, nil
 }
 
-// isThere tells whether that release is complete on this host.
+// isThere tells whether that release is complete on this host. Meanwhile it may be published or removed.
 func (s *Store) isThere(version, digest string) (bool, error) {
+	if s.isAbsent(version) {
+		return false, nil
+	}
 	has, _, err := s.readManifest(version)
-	if err != nil {
-		if _, gone := s.root.Lstat(path.Join(releasesDir, version)); errors.Is(gone, fs.ErrNotExist) {
-			return false, nil
-		}
+	switch {
+	case err != nil && s.isAbsent(version):
+		return false, nil
+	case err != nil:
 		return false, refuse(api.ErrConflict, "move it away, or choose another name with --version",
 			"%s is there but is no release: %s: %s", s.releasePath(version), release.ManifestName, reason(err))
-	}
-	if has != digest {
+	case has != digest:
 		return false, refuse(api.ErrConflict, "choose another name for the new one with --version",
 			"version %s is on the host with other content (digest %.12s, not %.12s)", version, has, digest)
 	}
 	return true, nil
+}
+
+func (s *Store) isAbsent(version string) bool {
+	_, err := s.root.Lstat(path.Join(releasesDir, version))
+	return errors.Is(err, fs.ErrNotExist)
 }

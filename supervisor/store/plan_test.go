@@ -178,6 +178,16 @@ func TestAtMostEightUploadsWait_TheOneThatMovedLeastRecentlyGoes(t *testing.T) {
 	}
 }
 
+func TestAnUploadThatIsBeingCompletedStays(t *testing.T) {
+	s := open(t, t.TempDir())
+	digest := send(t, s, one)
+	age(t, s, digest, time.Now().Add(-2*uploadLife))
+	s.setCompleting(digest)
+	send(t, s, app{version: "2"})
+	s.setCompleting("")
+	push(t, s, one)
+}
+
 func TestUploadsThatLayStillForAWeekGo(t *testing.T) {
 	s := open(t, t.TempDir())
 	old := send(t, s, app{version: "1", files: map[string]string{"a": "a"}})
@@ -217,6 +227,11 @@ func TestAWholePartWithAHoleIsNotTakenForWhole(t *testing.T) {
 	if at, ok := missing[release.Digest([]byte(big))]; !ok || at != int64(len(big)) {
 		t.Errorf("big: %v at %d", ok, at)
 	}
+	must(t, os.Truncate(part(s, digest, big), int64(len(big))+1))
+	if missing, _ := plan(t, s, a); missing[release.Digest([]byte(big))] != 0 {
+		t.Errorf("too much: missing %v", missing)
+	}
+	write(t, part(s, digest, big), strings.Repeat("\x00", len(big)))
 	if _, err := s.Complete(t.Context(), send(t, s, a)); !errors.Is(err, api.ErrDigest) { // nobody filled the hole
 		t.Errorf("complete: %v", err)
 	}

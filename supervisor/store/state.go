@@ -1,11 +1,9 @@
 package store
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -106,12 +104,8 @@ func decodeState(b []byte) (State, error) {
 		return State{}, fmt.Errorf("%w (format %d, known up to %d)", ErrStateNewer, head.Format, StateFormat)
 	}
 	var st State
-	d := json.NewDecoder(bytes.NewReader(b))
-	if err := d.Decode(&st); err != nil {
+	if err := json.Unmarshal(b, &st); err != nil {
 		return State{}, fmt.Errorf("%w: %w", ErrStateDamaged, err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return State{}, fmt.Errorf("%w: something follows its end", ErrStateDamaged)
 	}
 	if err := st.check(); err != nil {
 		return State{}, fmt.Errorf("%w: %w", ErrStateDamaged, err)

@@ -44,7 +44,7 @@ func Open(dir, service string) (_ *Store, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, fmt.Errorf("open the service's folder: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make the service's folder: %w", err)
 	}
 	root, err := os.OpenRoot(dir)
@@ -73,7 +73,7 @@ func (s *Store) prepare() error {
 		name string
 		mode os.FileMode
 	}{
-		{releasesDir, 0o755},
+		{releasesDir, 0o750},
 		{incomingDir, os.ModeSetgid | 0o770}, // who uploads may be another user of our group
 		{sharedDir, 0o750},
 	} {

@@ -14,7 +14,7 @@ func TestOpenMakesTheFoldersWhateverTheUmask(t *testing.T) {
 	defer unix.Umask(old)
 	dir := filepath.Join(t.TempDir(), "srv", "chat")
 	s := open(t, dir)
-	want := map[string]os.FileMode{"releases": 0o755, "incoming": 0o770 | os.ModeSetgid, "shared": 0o750, "state": 0o700}
+	want := map[string]os.FileMode{"releases": 0o750, "incoming": 0o770 | os.ModeSetgid, "shared": 0o750, "state": 0o700}
 	for name, mode := range want {
 		if fi, err := os.Stat(filepath.Join(dir, name)); err != nil || fi.Mode() != mode|os.ModeDir {
 			t.Errorf("%s: %v, %v", name, fi.Mode(), err)

@@ -21,35 +21,36 @@ const (
 
 // upload is one directory in incoming/. Whoever uploads may write in parts/, and nothing that lies there is believed.
 type upload struct {
-	digest string
-	parts  *os.Root
+	parts    *os.Root
+	manifest *release.Manifest
+	raw      []byte // the manifest's bytes: they have the upload's digest
 }
 
 func (u *upload) close() { u.parts.Close() }
 
 // openUpload opens an upload that Plan began; [fs.ErrNotExist]: there is none that is whole. The caller closes it.
-func (s *Store) openUpload(digest string) (*upload, *release.Manifest, []byte, error) {
+func (s *Store) openUpload(digest string) (*upload, error) {
 	dir, err := openDir(s.root, path.Join(incomingDir, digest))
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	defer dir.Close()
 	raw, err := readLimited(dir, release.ManifestName, release.MaxManifestBytes)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if release.Digest(raw) != digest {
-		return nil, nil, nil, fmt.Errorf("%s is not the manifest of that digest: %w", release.ManifestName, fs.ErrNotExist)
+		return nil, fmt.Errorf("%s is not the manifest of that digest: %w", release.ManifestName, fs.ErrNotExist)
 	}
 	m, err := s.decode(raw)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	parts, err := openDir(dir, partsDir)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	return &upload{digest, parts}, m, raw, nil
+	return &upload{parts, m, raw}, nil
 }
 
 // beginUpload makes what is missing of an upload. Where something else stands in its way, that is put aside.

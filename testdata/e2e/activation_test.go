@@ -11,7 +11,6 @@ import (
 // With systemd holding the sockets even a restart of the daemon refuses nobody: who comes meanwhile waits.
 func TestSocketActivation_RestartOfTheUnit_ClientsWait(t *testing.T) {
 	s := newProject(t).on(common())
-	world.ReportTo(t)
 	s.setup("--socket-activation").wantText(s.service + "-http.socket")
 	s.push("1").want(0)
 	if ls := s.status().Listeners; len(ls) != 1 || ls[0].Source != "systemd" {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -23,7 +24,7 @@ type command struct {
 	cmd     *exec.Cmd
 	began   time.Time
 	stdout  transcript
-	stderr  transcript
+	all     transcript // of both streams
 	ended   chan struct{}
 	took    time.Duration
 	timeout bool
@@ -37,7 +38,8 @@ func start(t *testing.T, dir string, program string, args ...string) *command {
 	c.cmd = world.Command(ctx, program, args...)
 	c.cmd.Dir = dir
 	c.cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + private, "LANG=C.UTF-8"}
-	c.cmd.Stdout, c.cmd.Stderr = &c.stdout, &c.stderr
+	c.cmd.Stdout, c.cmd.Stderr = io.MultiWriter(&c.stdout, &c.all), &c.all
+	record(c)
 	if err := c.cmd.Start(); err != nil {
 		cancel()
 		t.Fatalf("start hotdeploy: %v", err)
@@ -51,11 +53,42 @@ func start(t *testing.T, dir string, program string, args ...string) *command {
 	t.Cleanup(func() {
 		_ = c.cmd.Process.Kill()
 		<-c.ended
-		if t.Failed() {
-			t.Logf("%s", c)
-		}
 	})
 	return c
+}
+
+// records are the commands of each test that runs, in their order, by *testing.T.
+var records struct {
+	sync.Mutex // protects of
+	of         map[*testing.T][]*command
+}
+
+// record sees to it that the command is logged if its test fails.
+func record(c *command) {
+	records.Lock()
+	defer records.Unlock()
+	if records.of == nil {
+		records.of = map[*testing.T][]*command{}
+	}
+	if records.of[c.t] == nil {
+		c.t.Cleanup(func() {
+			if text := recorded(c.t); c.t.Failed() {
+				c.t.Log(text)
+			}
+		})
+	}
+	records.of[c.t] = append(records.of[c.t], c)
+}
+
+func recorded(t *testing.T) string {
+	records.Lock()
+	defer records.Unlock()
+	text := "all commands:\n"
+	for _, c := range records.of[t] {
+		text += c.String()
+	}
+	delete(records.of, t)
+	return text
 }
 
 // program is the command under test, or a variant of it that a test has built.
@@ -83,19 +116,18 @@ func (c *command) within(limit time.Duration) *command {
 func (c *command) status() int { return c.cmd.ProcessState.ExitCode() }
 
 // text is all that it said.
-func (c *command) text() string { return c.stdout.String() + c.stderr.String() }
+func (c *command) text() string { return c.all.String() }
 
 // says waits until it has said text.
 func (c *command) says(text string) {
 	c.t.Helper()
 	for {
-		outMore, errMore := c.stdout.more(), c.stderr.more()
+		more := c.all.more()
 		if strings.Contains(c.text(), text) {
 			return
 		}
 		select {
-		case <-outMore:
-		case <-errMore:
+		case <-more:
 		case <-c.ended:
 			if !strings.Contains(c.text(), text) {
 				c.t.Fatalf("hotdeploy %s ended without saying %q:\n%s", strings.Join(c.args, " "), text, c.text())
@@ -148,7 +180,7 @@ func (c *command) String() string {
 		how = fmt.Sprintf("%s after %s", c.cmd.ProcessState, c.took.Round(time.Millisecond))
 	default:
 	}
-	return fmt.Sprintf("$ hotdeploy %s   [%s]\n%s%s", strings.Join(c.args, " "), how, c.stdout.String(), c.stderr.String())
+	return fmt.Sprintf("$ hotdeploy %s   [%s]\n%s", strings.Join(c.args, " "), how, c.text())
 }
 
 // transcript is what was written, and a way to wait for more.

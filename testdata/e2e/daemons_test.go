@@ -25,7 +25,6 @@ func TestPush_DaemonStopped(t *testing.T) {
 }
 
 func TestPush_NeverSetUp(t *testing.T) {
-	world.ReportTo(t)
 	s := newProject(t).on(common())
 	c := s.push("1").want(3)
 	c.wantText("not set up", "state:", "hint:", "hotdeploy setup "+s.host).oneScreen()

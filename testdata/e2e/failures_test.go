@@ -46,7 +46,7 @@ var failures = []failure{
 		changes: []change{env(`WSECHO_UNHEALTHY_AFTER = "500ms"`), soak("10s"), more("[health]\ncheck = \"http\"\npath = \"/healthz\"\ninterval = \"100ms\"")}},
 	{name: "a stranger has the port", status: 3, leaves: true, words: []string{":9999", "in use"},
 		given: stranger, changes: []change{more("[[listen]]\nname = \"taken\"\naddress = \":9999\"")}},
-	{name: "no permission for the port", status: 3, leaves: true, words: []string{":80", "permission", "hotdeploy setup"},
+	{name: "no permission for the port", status: 3, leaves: true, words: []string{":80", "not permitted", "hotdeploy setup"},
 		changes: []change{more("[[listen]]\nname = \"low\"\naddress = \":80\"")}},
 	{name: "unknown key in hotdeploy.toml", status: 2, words: []string{"hotdeploy.toml:", "soack", "unknown key", "soak"},
 		changes: []change{more("[soack]\nduration = \"1s\"")}},
@@ -125,7 +125,6 @@ func (s *service) failsToPush(version string, f failure) {
 
 // No room is told before anything is sent.
 func TestPush_NoRoomOnTheDisk_IsToldBeforeTheUpload(t *testing.T) {
-	world.ReportTo(t)
 	p := newProject(t)
 	must(t, other().LimitDisk(t.Context(), "/srv/"+p.service, "96m"))
 	s := p.on(other())
@@ -174,13 +173,13 @@ func TestPush_DamagedOnTheWay(t *testing.T) {
 	})
 	t.Run("every time", func(t *testing.T) {
 		s := s.under(t)
-		s.app("every time")
+		s.app("always")
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
 		cmd, err := s.vm.EnterCommand(ctx, "/bin/sh", "-c", s.named("while :; do "+damage+"; done 2>/dev/null"))
 		must(t, err)
 		must(t, cmd.Start())
-		s.failsToPush("3", failure{status: 3, words: []string{"digest", "sha256"}})
+		s.failsToPush("3", failure{status: 3, words: []string{"damaged", "bin/wsecho"}})
 		cancel()
 		_ = cmd.Wait()
 		s.push("3").want(0)

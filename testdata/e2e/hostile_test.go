@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -164,4 +165,35 @@ func (s *service) planRaw(raw []byte) (api.UploadPlan, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return s.daemon.PlanUpload(ctx, raw)
+}
+
+// In incoming/ whoever may push may write: what lies there instead of a file is neither followed nor waited for.
+func TestUpload_WhatIsNoFile_IsNotFollowed(t *testing.T) {
+	s := newService(t, common())
+	s.push("1").want(0)
+	m := s.manifest()
+	const secret = "only for the service\n"
+	s.run("printf '" + secret + "' > /srv/NAME/shared/secret; chown NAME: /srv/NAME/shared/secret; chmod 600 /srv/NAME/shared/secret")
+	sum := fmt.Sprintf("%x", sha256.Sum256([]byte(secret)))
+	m["files"] = sorted(m["files"].([]any), []object{{"path": "stolen", "mode": 0o644, "sha256": sum, "size": len(secret)}})
+	plan, err := s.plan(m)
+	must(t, err)
+	part := plan.Dir + "/" + sum
+	for name, cmd := range map[string]string{
+		"a symlink out of the folder": "ln -s /srv/NAME/shared/secret " + part,
+		"a fifo":                      "mkfifo " + part,
+		"a directory":                 "mkdir " + part,
+	} {
+		s.run("cd " + plan.Dir + " && rm -rf " + sum + " && " + cmd)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		_, err := s.daemon.Complete(ctx, plan.Digest)
+		cancel()
+		if !errors.Is(err, api.ErrIncomplete) && !errors.Is(err, api.ErrDigest) {
+			t.Errorf("%s: %v", name, err)
+		}
+		t.Logf("%s: %v", name, err)
+	}
+	if is := s.look(); !slices.Equal(is.releases, []string{"1"}) || s.consistent() != "1" {
+		t.Errorf("%+v", is)
+	}
 }

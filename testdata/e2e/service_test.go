@@ -31,7 +31,6 @@ type service struct {
 // newService sets a new service up on a machine, as its operator would, and takes it down with the test.
 func newService(t *testing.T, vm *lab.Machine) *service {
 	t.Helper()
-	world.ReportTo(t)
 	s := newProject(t).on(vm)
 	s.setup()
 	return s
@@ -42,6 +41,7 @@ func (p *project) on(vm *lab.Machine) *service {
 	s := &service{project: p, vm: vm, host: vm.Name}
 	s.daemon = api.NewClient(s.dialControl)
 	p.t.Cleanup(func() {
+		s.report()
 		s.daemon.Close()
 		s.remove()
 	})
@@ -59,6 +59,16 @@ func (s *service) setup(args ...string) *command {
 	s.t.Helper()
 	s.write()
 	return s.hotdeploy(append([]string{"setup", s.host}, args...)...).want(0)
+}
+
+// report logs what the machine's journal has of the service, if the test failed.
+func (s *service) report() {
+	const most = 60
+	if !s.t.Failed() {
+		return
+	}
+	lines := strings.SplitAfter(s.vm.Journal(s.service), "\n")
+	s.t.Logf("%s, journal of %s:\n%s", s.vm.Name, s.service, strings.Join(lines[max(0, len(lines)-most):], ""))
 }
 
 // remove ends what is left of the service, so that later tests have a quiet machine.

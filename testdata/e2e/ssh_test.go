@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,7 +14,7 @@ import (
 func TestForwardingForbidden_UsesDial(t *testing.T) {
 	s := newService(t, common())
 	must(t, s.vm.ForbidSocketForwarding(t.Context(), true))
-	t.Cleanup(func() { must(t, s.vm.ForbidSocketForwarding(t.Context(), false)) })
+	t.Cleanup(func() { must(t, s.vm.ForbidSocketForwarding(context.Background(), false)) })
 	s.push("1").want(0)
 	s.serves("1")
 	s.hotdeploy("status", s.host).want(0).wantText("serving 1")
@@ -73,7 +74,7 @@ func TestHostKey_UnknownOrChanged_Stops(t *testing.T) {
 		words []string
 	}{
 		"unknown": {"", []string{"unknown", "SHA256:", "compare the fingerprint"}},
-		"changed": {names + " " + strangers + "\n", []string{"has changed", "SHA256:", "ssh-keygen -R"}},
+		"changed": {names + " " + strangers + "\n", []string{"has changed", "SHA256:", "ssh-keygen", "-R"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			known := filepath.Join(t.TempDir(), "known_hosts")

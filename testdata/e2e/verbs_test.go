@@ -140,7 +140,6 @@ func TestRestart_NothingIsNoticed_StopAndStart(t *testing.T) {
 // Hosts are done one after another, and the first failure stops.
 func TestPush_SeveralHosts_TheSecondFails(t *testing.T) {
 	p := newProject(t)
-	world.ReportTo(t)
 	one, two := p.on(common()), p.on(other())
 	p.hosts = []string{one.host, two.host}
 	p.write()

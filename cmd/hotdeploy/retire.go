@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) retireCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "retire [HOST] GENERATION",
+		Short: "End one draining generation",
+		Long: `Retire ends an old generation that still has connections: they are closed, spread over the time that the release allows for
+that. The numbers are in the status.` + exitCodes,
+		Example:           `  hotdeploy retire web-1 7`,
+		Args:              cobra.RangeArgs(1, 2),
+		ValidArgsFunction: a.completeHost,
+		RunE: runs(func(cmd *cobra.Command, args []string) error {
+			n, err := strconv.Atoi(args[len(args)-1])
+			if err != nil || n < 1 {
+				return &usageError{fmt.Errorf("%q is not the number of a generation", args[len(args)-1]), "see the numbers with  hotdeploy status"}
+			}
+			p, err := a.project()
+			if err != nil {
+				return err
+			}
+			hosts, err := a.hosts(p, firstOf(args[:len(args)-1]))
+			if err != nil {
+				return err
+			}
+			h, err := only(hosts)
+			if err != nil {
+				return err
+			}
+			return a.each([]*host{h}, func(h *host) error { return h.retire(cmd, n) })
+		}),
+	}
+}
+
+func (h *host) retire(cmd *cobra.Command, n int) error {
+	c, _, err := h.begin(cmd.Context())
+	if err != nil {
+		return err
+	}
+	if err := c.Retire(cmd.Context(), n); err != nil {
+		return err
+	}
+	h.answer.Generation = n
+	h.tell("generation %d is ending", n)
+	return nil
+}

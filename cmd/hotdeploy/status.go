@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/remote"
+)
+
+const watchEvery = time.Second
+
+func (a *app) statusCommand() *cobra.Command {
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "status [HOST]",
+		Short: "Show what serves, what drains, and with how many connections",
+		Long: `Status shows the service's generations on a host: the one that serves, one that is starting, and the old ones whose connections have not
+ended. It also tells of the upgrade in flight, or how the last one ended. --watch shows it anew until ^C. --json prints what the daemon
+says, as one object.` + readExitCodes,
+		Example: `  hotdeploy status web-1
+  hotdeploy status web-1 --watch
+  hotdeploy status web-1 --json | jq .committed.version`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeHost,
+		RunE: runs(func(cmd *cobra.Command, args []string) error {
+			p, err := a.project()
+			if err != nil {
+				return err
+			}
+			hosts, err := a.hosts(p, firstOf(args))
+			if err != nil {
+				return err
+			}
+			if watch {
+				return a.watch(cmd.Context(), hosts)
+			}
+			return a.statusOf(cmd.Context(), hosts)
+		}),
+	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it anew until ^C")
+	return cmd
+}
+
+// statusOf goes on after a failure: whoever asks for the status of several hosts wants to see which one is missing.
+func (a *app) statusOf(ctx context.Context, hosts []*host) error {
+	a.answer.wanted = true
+	var failed error
+	var done []string
+	for _, h := range hosts {
+		err := a.one(h, func(h *host) error { return h.status(ctx) })
+		switch {
+		case err == nil:
+			done = append(done, h.name)
+		case failed != nil:
+			a.explain(nil, &verbError{failed})
+			fallthrough
+		default:
+			failed = err
+		}
+	}
+	if failed != nil && len(done) > 0 {
+		return &someHostsError{err: failed, done: done}
+	}
+	if failed == nil && len(hosts) == 1 {
+		a.answer.bare = hosts[0].answer.Status
+	}
+	return failed
+}
+
+func (h *host) status(ctx context.Context) error {
+	_, st, err := h.begin(ctx)
+	if err != nil {
+		return readOnly(err)
+	}
+	h.answer.Status = &st
+	if !h.json {
+		printStatus(h.stdout, h.name, st, time.Now())
+	}
+	return nil
+}
+
+// readOnly makes a lost line what it is to somebody who only asked: nothing changed.
+func readOnly(err error) error {
+	var f *remote.Failure
+	if errors.As(err, &f) || !errors.Is(err, api.ErrLineLost) {
+		return err
+	}
+	f = remote.Explain("", err)
+	f.Outcome, f.State, f.Hint = api.NothingChanged, "not known: the line was lost while asking", "ask again"
+	return f
+}
+
+func printStatus(w io.Writer, name string, st api.Status, now time.Time) {
+	fmt.Fprintf(w, "%s: %s: %s\n", name, st.Service, st.Text)
+	if len(st.Generations) > 0 {
+		printGenerations(w, st.Generations, now)
+	}
+	for _, l := range st.Listeners {
+		fmt.Fprintf(w, "listening: %s on %s %s", l.Name, l.Network, boundTo(l))
+		if l.Source == "systemd" {
+			fmt.Fprint(w, " (bound by systemd)")
+		}
+		fmt.Fprintln(w)
+	}
+	if up := st.Upgrade; up != nil {
+		fmt.Fprintf(w, "now:  %s of %s by %s for %s, in phase %s\n", up.Kind, up.To.Version, up.By, age(up.Started, now), up.Phase)
+	}
+	if up := st.Last; up != nil {
+		fmt.Fprintf(w, "last: %s\n", lastUpgrade(up, now))
+	}
+	if st.Previous != nil {
+		fmt.Fprintf(w, "a rollback goes to %s\n", st.Previous.Version)
+	}
+}
+
+func boundTo(l api.Listener) string {
+	if l.Bound != "" {
+		return l.Bound
+	}
+	return l.Address
+}
+
+func printGenerations(w io.Writer, gens []api.Generation, now time.Time) {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "GENERATION\tRELEASE\tSTATE\tAGE\tPID\tMEMORY\tCONNECTIONS\tTEXT")
+	for _, g := range gens {
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", g.Number, g.Release.Version, g.State, age(g.Started, now), g.PID,
+			memory(g.RSS), connections(g.Connections), remarks(g, now))
+	}
+	t.Flush()
+}
+
+// remarks is the app's own text, its health, and when a drain ends.
+func remarks(g api.Generation, now time.Time) string {
+	var list []string
+	if g.Text != "" {
+		list = append(list, g.Text)
+	}
+	if g.Health != "" && g.Health != "ok" {
+		list = append(list, "unhealthy: "+g.Health)
+	}
+	if g.Deadline != nil {
+		list = append(list, "is ended in "+age(now, *g.Deadline))
+	}
+	return strings.Join(list, "; ")
+}
+
+func lastUpgrade(up *api.Upgrade, now time.Time) string {
+	text := fmt.Sprintf("%s of %s by %s, %s ago: %s", up.Kind, up.To.Version, up.By, age(up.Started, now), up.Outcome)
+	if up.Error != nil {
+		text += ": " + strings.ReplaceAll(up.Error.Message, "\n", " ")
+	}
+	return text
+}
+
+func memory(n int64) string {
+	if n < 0 {
+		return "?"
+	}
+	return size(n)
+}
+
+func connections(n int) string {
+	if n < 0 {
+		return "?"
+	}
+	return strconv.Itoa(n)
+}
+
+// age is the time between two moments in its two largest units.
+func age(from, to time.Time) string {
+	d := max(to.Sub(from), 0)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < 24*time.Hour:
+		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return fmt.Sprintf("%dd%dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+}
+
+// watch shows one host's status whenever something happens there, and every second, until ^C, which is its good end.
+func (a *app) watch(ctx context.Context, hosts []*host) error {
+	h, err := only(hosts)
+	if err != nil {
+		return err
+	}
+	a.answer.wanted = false // it prints as it goes
+	err = a.one(h, func(h *host) error { return h.watch(ctx) })
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (h *host) watch(ctx context.Context) error {
+	c, st, err := h.begin(ctx)
+	if err != nil {
+		return readOnly(err)
+	}
+	happened := make(chan struct{}, 1)
+	lost := make(chan error, 1)
+	go func() { // ends with ctx or the line
+		lost <- c.Events(ctx, st.Seq, func(api.Event) error {
+			select {
+			case happened <- struct{}{}:
+			default:
+			}
+			return nil
+		})
+	}()
+	for {
+		h.redraw(st)
+		select {
+		case <-happened:
+		case <-time.After(watchEvery):
+		case err := <-lost:
+			return readOnly(err)
+		}
+		if st, err = c.Status(ctx); err != nil {
+			return readOnly(err)
+		}
+	}
+}
+
+func (h *host) redraw(st api.Status) {
+	if h.json {
+		h.printJSON(st)
+		return
+	}
+	if f, ok := h.stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		fmt.Fprint(h.stdout, "\x1b[H\x1b[2J")
+	}
+	printStatus(h.stdout, h.name, st, time.Now())
+}
