@@ -36,8 +36,8 @@ func (m *mover) all(ctx context.Context, from *listener) {
 	from.pause()
 	var all sync.WaitGroup
 	for i, c := range from.conns() {
-		c.begin()
-		all.Go(func() { m.count(m.one(ctx, c, m.step(i))) })
+		o := c.begin()
+		all.Go(func() { m.count(m.one(ctx, o, m.step(i))) })
 	}
 	all.Wait()
 	from.proceed()
@@ -60,8 +60,9 @@ func (m *mover) count(why Reason) {
 	}
 }
 
-func (m *mover) one(ctx context.Context, c *conn, step bridge.Step) Reason {
-	r, why := c.seal(ctx)
+func (m *mover) one(ctx context.Context, o *offer, step bridge.Step) Reason {
+	c := o.conn
+	r, why := o.seal(ctx)
 	if why != "" {
 		return why
 	}

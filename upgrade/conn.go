@@ -31,7 +31,7 @@ const (
 )
 
 // conn is a connection that can move. It is a net.Conn for the app and has a second set of methods for whoever moves it
-// (begin, seal, confirm, resume; answerWith, open, abandon).
+// (begin, confirm, resume; verdict, open, abandon).
 //
 // Locks, in the order in which they are taken: reading, writing, mu. The first two are held while the socket blocks and make readers and
 // writers wait for each other; mu protects everything below it and is never held while anything blocks.

@@ -7,8 +7,8 @@ import (
 
 // This file is the side that gives a connection away. The order, for whoever carries it to the other process:
 //
-//	c.begin()                   the app is told at its next Read
-//	r, why := c.seal(ctx)       its handler has returned and closed; with a reason instead of a record, c sees to itself
+//	o := c.begin()              the app is told at its next Read
+//	r, why := o.seal(ctx)       its handler has returned and closed; with a reason instead of a record, c sees to itself
 //	... r and the descriptor (c.control) go over; the other app accepts ...
 //	c.confirm()                 or, if that fails at any point: c.resume()
 //
@@ -16,31 +16,33 @@ import (
 
 // offer is one attempt to give a connection away.
 type offer struct {
+	conn *conn
 	done chan struct{} // closed when it is sealed, or stays
 	why  Reason
 }
 
-// begin wakes the app's Read, which returns ErrHandoff as soon as the connection may move. It does not block.
-func (c *conn) begin() {
+// begin wakes the app's Read, which returns ErrHandoff as soon as the connection may move. It does not block. A connection that has just
+// come, and whose app has not answered, is waited for.
+func (c *conn) begin() *offer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.offer != nil {
-		return
+		return c.offer
 	}
-	c.offer = &offer{done: make(chan struct{})}
+	o := &offer{conn: c, done: make(chan struct{})}
+	c.offer = o
 	switch c.state {
 	case running:
 		if why := c.codec.stays(); why != "" {
 			c.stayLocked(why)
-			return
+			return o
 		}
 		c.pokeLocked()
 		c.interruptLocked()
-	case replaying, answered:
-		c.stayLocked(ReasonUnsettled)
 	case sealed, gone, refused, closed:
 		c.stayLocked(ReasonClosed)
 	}
+	return o
 }
 
 // stayLocked ends the attempt under way, if there is one.
@@ -57,38 +59,38 @@ func (c *conn) stayLocked(why Reason) {
 // seal waits until the app has let go of the connection, and returns what the next owner needs to know. When ctx ends first, or the
 // connection cannot move, it returns why. A handler that was told and closes later finds its connection taken up
 // again by its own process.
-func (c *conn) seal(ctx context.Context) (*record, Reason) {
-	c.mu.Lock()
-	o := c.offer
-	c.mu.Unlock()
-	if o == nil {
-		return nil, ReasonClosed
-	}
+func (o *offer) seal(ctx context.Context) (*record, Reason) {
 	select {
 	case <-o.done:
 	case <-ctx.Done():
-		c.withdraw(o)
+		o.withdraw()
 		<-o.done
 	}
 	if o.why != "" {
 		return nil, o.why
 	}
-	r, err := c.pack()
+	r, err := o.conn.pack()
 	if err != nil {
-		c.resume(r)
+		o.conn.resume(r)
 		return nil, ReasonState
 	}
 	return r, ""
 }
 
 // withdraw ends an attempt that took too long.
-func (c *conn) withdraw(o *offer) {
+func (o *offer) withdraw() {
+	c := o.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.offer != o || c.state == sealed:
-	case c.state == told:
+	if c.offer != o {
+		return
+	}
+	switch c.state {
+	case sealed:
+	case told:
 		c.stayLocked(ReasonStuck)
+	case replaying, answered:
+		c.stayLocked(ReasonUnsettled)
 	default:
 		c.stayLocked(ReasonBusy)
 	}
