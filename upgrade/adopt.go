@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,7 +41,7 @@ func newAdopted(s socket, l *listener, r *record) *conn {
 	case *mqttCodec:
 		c.codec = &mqttCodec{opening: r.opening, answer: r.answer, acked: true}
 	}
-	s.SetDeadline(c.readBy) // what the connection before this one may have left
+	s.SetDeadline(time.Time{}) // what the connection before this one may have left
 	c.in.add(r.opening)
 	c.in.approve(len(r.opening), len(r.opening) > 0)
 	return c
@@ -136,15 +137,21 @@ func (c *conn) acceptLocked() {
 
 // enterLocked: app and peer agree, the socket is ours.
 func (c *conn) enterLocked() {
-	kept := c.replay.record.kept
+	kept, rest := c.replay.record.kept, c.replay.record.idle
 	c.state, c.replay = running, nil
+	if _, ok := c.codec.(*httpCodec); ok && len(kept) == 0 {
+		c.idle = &idle{since: time.Now()}
+		if rest > 0 {
+			c.idle.by = c.idle.since.Add(rest)
+		}
+	}
 	c.in.add(kept)
 	if c.ending {
 		c.ending = false
 		c.endLocked()
 		return
 	}
-	c.sock.SetReadDeadline(c.readBy)
+	c.armLocked()
 	c.sock.SetWriteDeadline(c.writeBy)
 	c.notifyLocked()
 	c.flushLocked()

@@ -54,6 +54,7 @@ type conn struct {
 
 	readBy  time.Time // as the app wants it
 	writeBy time.Time
+	toldBy  time.Time     // readBy when the app was told
 	changed chan struct{} // closed when something changed that somebody waits for
 	readErr error         // came after the bytes in the inbox
 	codec   codec
@@ -63,6 +64,7 @@ type conn struct {
 	shake   *handshake
 	answer  []byte // of an MQTT broker
 	replay  *replay
+	idle    *idle
 	offer   *offer
 	session *session
 	resumed bool
@@ -98,10 +100,34 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 	defer c.mu.Unlock()
 	c.readBy = t
 	if c.state == running && !c.waking && !c.parked {
-		return c.sock.SetReadDeadline(t)
+		return c.armLocked()
 	}
 	c.notifyLocked()
 	return c.deadErrorLocked("set")
+}
+
+// armLocked gives the socket the read deadline that is in force.
+func (c *conn) armLocked() error {
+	if c.idle != nil {
+		return c.sock.SetReadDeadline(c.idle.by)
+	}
+	return c.sock.SetReadDeadline(c.readBy)
+}
+
+// idle is an HTTP connection that has moved while nothing was asked. Its server takes it for a new one and gives it little time for a first
+// request; in truth the time that the one before allowed goes on.
+type idle struct {
+	by    time.Time // as the server before would have it
+	since time.Time
+}
+
+// askedLocked ends it: the server's own limit starts with the first byte.
+func (c *conn) askedLocked() {
+	if !c.readBy.IsZero() {
+		c.readBy = c.readBy.Add(time.Since(c.idle.since))
+	}
+	c.idle = nil
+	c.armLocked()
 }
 
 // SetWriteDeadline implements net.Conn.
@@ -150,6 +176,21 @@ func (c *conn) Close() error {
 		return nil
 	}
 	return c.closeLocked(ReasonClosed)
+}
+
+// CloseWrite ends the writing half, as servers do that want the client to read an error to its end.
+func (c *conn) CloseWrite() error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.sock.(interface{ CloseWrite() error })
+	if c.state != running || !ok {
+		return c.deadErrorLocked("close")
+	}
+	c.codec = rawCodec{ReasonClosing}
+	c.stayLocked(ReasonClosing)
+	return s.CloseWrite()
 }
 
 // closeLocked ends the connection for the client too.

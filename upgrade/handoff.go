@@ -3,6 +3,7 @@ package upgrade
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // This file is the side that gives a connection away. The order, for whoever carries it to the other process:
@@ -126,6 +127,9 @@ func (c *conn) pack() (*record, error) {
 	}
 	if m, ok := c.codec.(*mqttCodec); ok {
 		r.opening, r.answer = m.opening, m.answer
+	}
+	if !c.toldBy.IsZero() && c.opening == nil {
+		r.idle = max(time.Until(c.toldBy), time.Millisecond)
 	}
 	s := c.session
 	c.mu.Unlock()

@@ -164,6 +164,18 @@ func (c *httpCodec) outBegin(h head, b []byte) error {
 	return nil
 }
 
+// sent counts n bytes of an answer's body that did not pass through here.
+func (c *httpCodec) sent(n int64) {
+	if n > c.answer.left {
+		c.why = ReasonUnknown
+		return
+	}
+	if c.answer.left -= n; c.answer.left == 0 {
+		c.answer.step = bodyNone
+		c.answered()
+	}
+}
+
 // answered counts one request off.
 func (c *httpCodec) answered() {
 	c.answering, c.opening = false, nil

@@ -293,14 +293,6 @@ func (f *bodyFramer) lineEnd() error {
 	return nil
 }
 
-// missing returns how much of the body is known to be still to come.
-func (f *bodyFramer) missing() int64 {
-	if f.step == bodyLength || f.step == chunkData {
-		return f.left
-	}
-	return 0
-}
-
 // body returns the framing of a message with this head.
 func (h *head) body() bodyFramer {
 	switch {

@@ -34,6 +34,7 @@ type world struct {
 	mu        sync.Mutex // protects conns; the driver holds it where two conns change at once
 	conns     []*conn
 	apps      sync.WaitGroup
+	accepted  chan struct{} // gets one for each conn
 }
 
 // serve runs an app that echoes lines, with deadlines of its own and habits.
@@ -47,6 +48,7 @@ func (w *world) serve(l *listener, seed uint64) {
 		w.mu.Lock()
 		w.conns = append(w.conns, c.(*conn))
 		w.mu.Unlock()
+		w.accepted <- struct{}{}
 		seed := rng.Uint64()
 		w.apps.Go(func() { w.echo(c, rand.New(rand.NewPCG(seed, 3))) })
 	}
@@ -187,9 +189,11 @@ func TestOwner_IsAlwaysOne(t *testing.T) {
 		seed := seeds + uint64(i)
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0))}
+			w.accepted = make(chan struct{}, 1000)
+			var serving sync.WaitGroup
 			for i := range w.listeners {
 				w.listeners[i] = newTestListener(t, Lines())
-				go w.serve(w.listeners[i], seed+uint64(i))
+				serving.Go(func() { w.serve(w.listeners[i], seed+uint64(i)) })
 			}
 			client, err := net.Dial("tcp", w.listeners[0].Addr().String())
 			if err != nil {
@@ -201,6 +205,7 @@ func TestOwner_IsAlwaysOne(t *testing.T) {
 			go func() { sent <- chatter(client, stop, seed) }()
 			got := make(chan int, 1)
 			go func() { got <- checkEcho(t, client) }()
+			<-w.accepted
 			for range 60 {
 				w.move()
 			}
@@ -211,6 +216,10 @@ func TestOwner_IsAlwaysOne(t *testing.T) {
 				t.Errorf("%d lines sent, %d came back", n, m)
 			}
 			client.Close()
+			for _, l := range w.listeners {
+				l.Close()
+			}
+			serving.Wait()
 			w.apps.Wait()
 			for _, l := range w.listeners {
 				if n := len(l.conns()); n != 0 {

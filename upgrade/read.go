@@ -82,7 +82,7 @@ func (c *conn) pauseLocked(size int) (wait bool, err error) {
 		return false, nil
 	}
 	if c.offer != nil {
-		c.state = told
+		c.state, c.toldBy = told, c.readBy
 		c.notifyLocked()
 		return false, ErrHandoff
 	}
@@ -90,7 +90,7 @@ func (c *conn) pauseLocked(size int) (wait bool, err error) {
 	c.notifyLocked()
 	c.awaitLocked(time.Time{}) // a pause is not the client's fault: the app's deadlines rest
 	c.parked = false
-	c.sock.SetReadDeadline(c.readBy)
+	c.armLocked()
 	return true, nil
 }
 
@@ -191,9 +191,12 @@ func (c *conn) receiveLocked(p []byte) (int, error) {
 	n, err := c.sock.Read(p)
 	c.mu.Lock()
 	c.inRead = false
+	if n > 0 && c.idle != nil {
+		c.askedLocked()
+	}
 	if c.waking {
 		c.waking = false
-		c.sock.SetReadDeadline(c.readBy)
+		c.armLocked()
 		if n == 0 && isTimeout(err) {
 			err = nil
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // record is what travels beside a connection's descriptor.
@@ -17,6 +18,7 @@ type record struct {
 	unsent                  []byte // written by the app, not sent
 	stateVersion            uint32
 	state                   []byte
+	idle                    time.Duration // how much longer an idle HTTP connection may be; 0: as long as it likes
 }
 
 // recordVersion is the first byte of a record. A reader that does not know it refuses the connection.
@@ -34,12 +36,14 @@ const (
 	tagUnsent       = 16
 	tagStateVersion = 18
 	tagState        = 20
+	tagIdle         = 21 // milliseconds
 )
 
 // limits of a record's fields. Kept may be more than MaxKept by what one Read brought; unsent by what one Write did.
 var limits = map[uint64]uint64{
 	tagListener: 256, tagProtocol: 256, tagOpening: 2 * MaxOpening, tagExtensions: MaxOpening, tagSubprotocol: MaxOpening, tagAnswer: 16,
 	tagKept: 64 << 20, tagUnsent: 64 << 20, tagStateVersion: binary.MaxVarintLen32, tagState: MaxState,
+	tagIdle: binary.MaxVarintLen64,
 }
 
 // ErrRecord is what is wrong with a record that is damaged, or from an SDK of another time.
@@ -65,7 +69,11 @@ func (r *record) append(b []byte) []byte {
 	if r.stateVersion != 0 {
 		b = appendField(b, tagStateVersion, binary.AppendUvarint(nil, uint64(r.stateVersion)))
 	}
-	return appendField(b, tagState, r.state)
+	b = appendField(b, tagState, r.state)
+	if r.idle > 0 {
+		b = appendField(b, tagIdle, binary.AppendUvarint(nil, uint64(r.idle.Milliseconds())))
+	}
+	return b
 }
 
 func appendField[T string | []byte](b []byte, tag uint64, value T) []byte {
@@ -135,11 +143,13 @@ func (r *record) set(tag uint64, value []byte) error {
 	case tagUnsent:
 		r.unsent = value
 	case tagStateVersion:
-		v, n := binary.Uvarint(value)
-		if n != len(value) || v > 1<<32-1 {
-			return fmt.Errorf("%w: a state version of %d bytes", ErrRecord, len(value))
-		}
+		v, err := number(value, 1<<32-1)
 		r.stateVersion = uint32(v)
+		return err
+	case tagIdle:
+		v, err := number(value, 1<<40)
+		r.idle = time.Duration(v) * time.Millisecond
+		return err
 	case tagState:
 		r.state = value
 	default:
@@ -148,4 +158,12 @@ func (r *record) set(tag uint64, value []byte) error {
 		}
 	}
 	return nil
+}
+
+func number(b []byte, limit uint64) (uint64, error) {
+	v, n := binary.Uvarint(b)
+	if n != len(b) || v > limit {
+		return 0, fmt.Errorf("%w: a number in %d bytes", ErrRecord, len(b))
+	}
+	return v, nil
 }

@@ -4,11 +4,12 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"time"
 )
 
 var fullRecord = record{
 	listener: "web", protocol: "http", opening: []byte("GET / HTTP/1.1\r\n\r\n"), extensions: "permessage-deflate", subprotocol: "chat",
-	answer: []byte{32, 2, 0, 0}, kept: []byte("half"), unsent: []byte("tail"), stateVersion: 7, state: []byte("state"),
+	answer: []byte{32, 2, 0, 0}, kept: []byte("half"), unsent: []byte("tail"), stateVersion: 7, state: []byte("state"), idle: 5 * time.Second,
 }
 
 func TestRecord_ComesBackAsItWas(t *testing.T) {

@@ -1,6 +1,7 @@
 package upgrade
 
 import (
+	"io"
 	"net"
 	"os"
 	"time"
@@ -33,6 +34,35 @@ func (c *conn) Write(p []byte) (int, error) {
 		c.pokeLocked() // an answer may have been the last thing to wait for
 	}
 	return len(p), nil
+}
+
+// ReadFrom implements io.ReaderFrom, so that net/http can have the kernel send files.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	if n, handled, err := c.sendFile(r); handled {
+		return n, err
+	}
+	return io.Copy(struct{ io.Writer }{c}, r)
+}
+
+// sendFile leaves the body of an answer to the socket. Such a connection does not move, so nothing has to be known but the length.
+func (c *conn) sendFile(r io.Reader) (n int64, handled bool, err error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h, ok := c.codec.(*httpCodec)
+	s, ok2 := c.sock.(io.ReaderFrom)
+	if !ok || !ok2 || c.state != running || !h.answering || h.answer.step != bodyLength || len(c.tail) > 0 {
+		return 0, false, nil
+	}
+	c.mu.Unlock()
+	n, err = s.ReadFrom(r)
+	c.mu.Lock()
+	h.sent(n)
+	if c.offer != nil {
+		c.pokeLocked()
+	}
+	return n, true, err
 }
 
 // roomLocked slows the app down where it writes more than can go along.
