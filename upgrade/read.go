@@ -82,7 +82,7 @@ func (c *conn) pauseLocked(size int) (wait bool, err error) {
 		return false, nil
 	}
 	if c.offer != nil {
-		c.state, c.toldBy = told, c.readBy
+		c.state, c.toldBy, c.offer.told = told, c.readBy, time.Now()
 		c.notifyLocked()
 		return false, ErrHandoff
 	}
