@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -86,7 +87,9 @@ func step(text string) { fmt.Printf("\n# %s\n", text) }
 // demo is the host and the operator's machine, both in one temporary directory.
 type demo struct {
 	dir    string
-	addr   string // where the app listens
+	addr   string   // where the app listens
+	host   string   // as the command is told of it
+	ssh    []string // how it finds the configuration for that
 	sshd   *sshtest.Server
 	daemon *exec.Cmd
 	log    *os.File
@@ -140,13 +143,18 @@ func (d *demo) startSSH() error {
 		return err
 	}
 	_, port, _ := strings.Cut(d.sshd.Addr(), ":")
-	config := fmt.Sprintf("Host demo\n\tHostName 127.0.0.1\n\tPort %s\n\tUser demo\n\tIdentityFile %s\n\tIdentitiesOnly yes\n\tUserKnownHostsFile %s\n",
-		port, d.path("id"), d.path("known_hosts"))
 	known := fmt.Sprintf("[127.0.0.1]:%s %s", port, ssh.MarshalAuthorizedKey(host.Public()))
+	config := fmt.Sprintf("Host demo\n\tHostName 127.0.0.1\n\tPort %s\n\tUser demo\n\tIdentityFile %s\n\tIdentitiesOnly yes\n\tUserKnownHostsFile %s\n",
+		port, d.path(".ssh/id_ed25519"), d.path(".ssh/known_hosts"))
+	d.host, d.ssh = "demo", []string{"--ssh-config", d.path(".ssh/config")}
+	if _, err := exec.LookPath("ssh"); err != nil { // nobody reads the configuration then; the command looks in the home directory
+		d.host, d.ssh = "demo@"+d.sshd.Addr(), nil
+	}
 	return errors.Join(
-		os.WriteFile(d.path("id"), pem, 0o600),
-		os.WriteFile(d.path("known_hosts"), []byte(known), 0o600),
-		os.WriteFile(d.path("ssh_config"), []byte(config), 0o600))
+		os.Mkdir(d.path(".ssh"), 0o700),
+		os.WriteFile(d.path(".ssh/id_ed25519"), pem, 0o600),
+		os.WriteFile(d.path(".ssh/known_hosts"), []byte(known), 0o600),
+		os.WriteFile(d.path(".ssh/config"), []byte(config), 0o600))
 }
 
 func (d *demo) startDaemon(ctx context.Context) (err error) {
@@ -193,13 +201,13 @@ interval = "200ms"
 duration = "2s"
 
 [targets.demo]
-hosts = ["demo"]
+hosts = ["%s"]
 socket = "%s"
 `
 
 // push writes the project's file and pushes it as the given version; want is the exit status that belongs to it.
 func (d *demo) push(ctx context.Context, version, more string, want int) error {
-	text := fmt.Sprintf(project, more, d.addr, d.path("run/control.sock"))
+	text := fmt.Sprintf(project, more, d.addr, d.host, d.path("run/control.sock"))
 	if err := os.WriteFile(d.path("app/hotdeploy.toml"), []byte(text), 0o644); err != nil {
 		return err
 	}
@@ -209,7 +217,8 @@ func (d *demo) push(ctx context.Context, version, more string, want int) error {
 // hotdeploy runs the command as an operator would.
 func (d *demo) hotdeploy(ctx context.Context, want int, args ...string) error {
 	fmt.Printf("$ hotdeploy %s\n", strings.Join(args, " "))
-	cmd := exec.CommandContext(ctx, "bin/hotdeploy", append([]string{"--config", d.path("app/hotdeploy.toml"), "--ssh-config", d.path("ssh_config")}, args...)...)
+	cmd := exec.CommandContext(ctx, "bin/hotdeploy", slices.Concat([]string{"--config", d.path("app/hotdeploy.toml")}, d.ssh, args)...)
+	cmd.Env = append(os.Environ(), "HOME="+d.dir)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
 	err := cmd.Run()
 	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != want {
