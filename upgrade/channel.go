@@ -92,9 +92,10 @@ func (ch *channel) sendFull(f frame, rights []byte) error {
 	binary.BigEndian.PutUint32(b[8:], uint32(len(f.payload)))
 	ch.writing.Lock()
 	defer ch.writing.Unlock()
+	ch.sock.SetWriteDeadline(time.Now().Add(writeTime))
 	if rights != nil {
 		if err := ch.sendRights(b, rights); err != nil {
-			return err
+			return unsentError{err}
 		}
 		_, err := ch.sock.Write(f.payload)
 		return err
@@ -102,6 +103,14 @@ func (ch *channel) sendFull(f frame, rights []byte) error {
 	_, err := ch.sock.Write(append(b, f.payload...))
 	return err
 }
+
+// writeTime is after how long the other side counts as one that does not read.
+const writeTime = 5 * time.Second
+
+// unsentError is a frame of which nothing was written.
+type unsentError struct{ error }
+
+func (e unsentError) Unwrap() error { return e.error }
 
 // sendRights writes a header with descriptors. Where too many are in flight it waits for the taker to read some.
 func (ch *channel) sendRights(b, rights []byte) error {
@@ -202,8 +211,8 @@ func (ch *channel) greet(mine hello, by time.Time) (theirs hello, err error) {
 	if err != nil {
 		return theirs, err
 	}
-	ch.sock.SetDeadline(by)
-	defer ch.sock.SetDeadline(time.Time{})
+	ch.sock.SetReadDeadline(by)
+	defer ch.sock.SetReadDeadline(time.Time{})
 	if err := ch.send(frameHello, b); err != nil {
 		return theirs, dead(err)
 	}

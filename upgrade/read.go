@@ -52,6 +52,10 @@ func (c *conn) gateLocked(size int) (wait bool, err error) {
 		if c.ending {
 			return false, opError("read", c.sock, net.ErrClosed)
 		}
+		if !c.arrived {
+			c.arrived = true
+			c.notifyLocked()
+		}
 		return true, c.waitLocked()
 	case refused:
 		return false, io.EOF
