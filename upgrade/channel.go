@@ -105,7 +105,7 @@ func (ch *channel) sendFull(f frame, rights []byte) error {
 }
 
 // writeTime is after how long the other side counts as one that does not read.
-const writeTime = 5 * time.Second
+const writeTime = 2 * time.Second
 
 // unsentError is a frame of which nothing was written.
 type unsentError struct{ error }

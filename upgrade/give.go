@@ -43,6 +43,7 @@ type sealedConn struct {
 	receipt  bool // barrier: accepted, waits for the others
 	refused  Reason
 	judged   bool
+	offered  time.Time
 	stranded bool // a frame about it could not be written whole: only the end of file decides
 }
 
@@ -101,6 +102,7 @@ func newGiver(ch *channel, own hello, opt Options, by time.Time) (*giver, error)
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	go g.receive()
 	go g.transmit()
+	go g.watch()
 	return g, nil
 }
 
@@ -295,6 +297,38 @@ func (g *giver) transmit() {
 	}
 }
 
+// hungTime is after how long without a verdict the other process must be hanging: it refuses by itself what takes longer than verdictTime.
+const hungTime = verdictTime + time.Second
+
+// watch takes everything back when the other side does not answer. It ends with the giver.
+func (g *giver) watch() {
+	tick := time.NewTicker(hungTime / 10)
+	defer tick.Stop()
+	for {
+		select {
+		case <-g.ctx.Done():
+			return
+		case now := <-tick.C:
+			if g.overdue(now.Add(-hungTime)) {
+				g.withdraw(ReasonPeer)
+				return
+			}
+		}
+	}
+}
+
+func (g *giver) overdue(before time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.pending {
+		if !s.judged && s.offered.Before(before) {
+			g.hangs = true
+			return true
+		}
+	}
+	return false
+}
+
 func (g *giver) why() Reason {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -354,7 +388,9 @@ func (g *giver) number(batch []*sealedConn) (frame, bool) {
 		return f, false
 	}
 	f.first = g.next
+	now := time.Now()
 	for _, s := range batch {
+		s.offered = now
 		g.pending[g.next] = s
 		g.next++
 	}
@@ -486,6 +522,7 @@ func (g *giver) confirm(list []uint32, payload []byte) {
 	if len(claimed) == 0 {
 		return
 	}
+	failpoint("give.confirm")
 	if payload != nil && len(claimed) < len(list) {
 		payload = nil
 		for n := range claimed {

@@ -15,7 +15,7 @@ import (
 // it with CONFIRM or with the end of the other process.
 
 // verdictTime is how long the app may take to accept or refuse a connection.
-const verdictTime = 5 * time.Second
+const verdictTime = 2 * time.Second
 
 // ReasonSlow is an app that did neither in time.
 const ReasonSlow Reason = "slow to accept"
