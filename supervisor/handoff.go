@@ -108,11 +108,11 @@ func (s *Supervisor) move(from, to *generation) (*api.Handoff, error) {
 		fill(h, answer)
 	case errors.Is(err, os.ErrDeadlineExceeded), err == nil:
 		fill(h, answer)
-		h.Error = "the handoff did not come to an end"
+		h.Error = "it does not answer"
 		s.kill(to, "does not take connections")
-		err = api.ErrUnhealthy.With(fmt.Sprintf("release %s does not take connections: %s within %s", to.rel.Version, h.Error, handoffTimeout))
+		err = api.ErrUnhealthy.With(fmt.Sprintf("release %s does not take connections: %s", to.rel.Version, h.Error))
 	default: // the giver has ended: the taker has whatever had arrived
-		h.Error, err = err.Error(), nil
+		h.Error, err = "the giving generation ended", nil
 	}
 	s.do(func() {
 		from.handoff = h

@@ -89,8 +89,16 @@ func (g *giver) freeze(ctx context.Context) error {
 		return fmt.Errorf("the next release ended")
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-time.After(thawTime):
+		g.mu.Lock()
+		g.hangs, g.broken = true, ReasonPeer
+		g.mu.Unlock()
+		return fmt.Errorf("the next release does not answer")
 	}
 }
+
+// thawTime is how long the next release may take to take up the shared state. Nothing comes in meanwhile.
+const thawTime = 5 * time.Second
 
 // changeSides is the moment of the change: one CONFIRM for all. What was refused comes back after it.
 func (g *giver) changeSides() {

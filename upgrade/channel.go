@@ -190,7 +190,7 @@ func (f *frame) closeAll() {
 
 // dead makes the ways in which the other process can have ended one.
 func dead(err error) error {
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
 		return io.EOF
 	}
 	return err

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// broken is what HOTDEPLOY_FAILPOINT asks for: NAME=ACTION[@N], at the Nth time (default 1) that NAME is reached: kill (this process, at once),
+// broken is what UPGRADE_FAILPOINT asks for: NAME=ACTION[@N], at the Nth time (default 1) that NAME is reached: kill (this process, at once),
 // stop (SIGSTOP: it hangs until somebody ends it).
 var broken struct {
 	name, action string
@@ -20,7 +20,7 @@ var broken struct {
 }
 
 func init() {
-	name, action, _ := strings.Cut(os.Getenv("HOTDEPLOY_FAILPOINT"), "=")
+	name, action, _ := strings.Cut(os.Getenv("UPGRADE_FAILPOINT"), "=")
 	action, at, _ := strings.Cut(action, "@")
 	n, err := strconv.Atoi(at)
 	if err != nil {
@@ -41,5 +41,6 @@ func failpoint(name string) {
 		select {}
 	case "stop":
 		unix.Kill(os.Getpid(), unix.SIGSTOP)
+		select {} // the signal may strike a moment later
 	}
 }

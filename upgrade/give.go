@@ -365,8 +365,11 @@ func (g *giver) offer(batch []*sealedConn) {
 	var unsent unsentError
 	switch {
 	case errors.As(err, &unsent):
-		g.fail(err, 0, 0)
-		g.nak(frame{first: f.first, count: f.count})
+		why := ReasonPeer
+		if errors.Is(err, unix.ETOOMANYREFS) {
+			why = ReasonFiles
+		}
+		g.takeBack(f, why)
 	case err != nil:
 		g.fail(err, f.first, len(batch)) // the taker's end decides
 	}
@@ -466,7 +469,7 @@ func (g *giver) handle(f frame) error {
 			g.refused(n, why)
 		}
 	case frameNak:
-		g.nak(f)
+		g.takeBack(f, ReasonFiles)
 	case frameThawed:
 		select {
 		case g.thawed <- string(f.payload):
@@ -580,12 +583,12 @@ func (g *giver) refused(n uint32, why Reason) {
 	}
 }
 
-// nak takes an OFFER back that did not arrive whole. There is no use in another.
-func (g *giver) nak(f frame) {
+// takeBack resumes the connections of an OFFER that did not arrive. There is no use in another.
+func (g *giver) takeBack(f frame, why Reason) {
 	var list []*sealedConn
 	g.mu.Lock()
-	if g.broken == "" || g.broken == ReasonPeer && f.kind == 0 {
-		g.broken = ReasonFiles
+	if g.broken == "" {
+		g.broken = why
 	}
 	for n := f.first; n < f.first+uint32(min(f.count, maxBatch)); n++ {
 		if s := g.pending[n]; s != nil && !s.judged {
@@ -597,7 +600,7 @@ func (g *giver) nak(f frame) {
 	g.notifyLocked()
 	g.mu.Unlock()
 	for _, s := range list {
-		g.back(s, ReasonFiles)
+		g.back(s, why)
 	}
 }
 

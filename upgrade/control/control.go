@@ -165,7 +165,7 @@ func (c *Conn) Receive() (Message, *os.File, error) {
 	b, oob := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*4))
 	n, k, flags, _, err := c.sock.ReadMsgUnix(b, oob)
 	if err != nil {
-		if errors.Is(err, unix.ECONNRESET) {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
 			err = io.EOF
 		}
 		return Message{}, nil, err
