@@ -388,7 +388,7 @@ func (s *Supervisor) stream(w http.ResponseWriter, r *http.Request, contentType 
 		b, more := next()
 		rc.SetWriteDeadline(time.Now().Add(s.patience.write))
 		if _, err := w.Write(b); err != nil || rc.Flush() != nil || more == nil {
-			return
+			return // without a byte too: the peer shall see that it was heard
 		}
 		select {
 		case <-more:
@@ -422,7 +422,8 @@ func (s *Supervisor) streamEvents(w http.ResponseWriter, r *http.Request) (any, 
 	return nil, nil
 }
 
-// streamLogs serves the output of the newest living generation (of one release) where there is no journal to ask.
+// streamLogs serves what the generations printed, of one release or of all, where there is no journal to ask. Following ends with
+// the peer, or with the daemon: there may always be another generation.
 func (s *Supervisor) streamLogs(w http.ResponseWriter, r *http.Request) (any, error) {
 	if s.opt.Journal {
 		return nil, api.ErrConflict.With("the output is in the journal: journalctl -u " + s.opt.Config.Service)
@@ -432,23 +433,13 @@ func (s *Supervisor) streamLogs(w http.ResponseWriter, r *http.Request) (any, er
 	if err != nil || lines < 0 {
 		lines = 100
 	}
-	var out *output
-	s.do(func() {
-		for i := len(s.outputs) - 1; i >= 0; i-- {
-			if o := s.outputs[i]; version == "" || o.version == version {
-				out = o
-				return
-			}
-		}
-	})
-	if out == nil {
+	follow := r.URL.Query().Get("follow") == "1"
+	seq, found := s.printed.beforeLast(lines, version)
+	if !found && !follow {
 		return nil, api.ErrNotFound.With(fmt.Sprintf("no output of release %q is kept", version))
 	}
-	follow := r.URL.Query().Get("follow") == "1"
-	pos := out.startOfLast(lines)
 	s.stream(w, r, "text/plain; charset=utf-8", func() (b []byte, more <-chan struct{}) {
-		ended := out.ended() // asked first: what comes in between would be lost
-		if b, pos, more = out.from(pos); ended || !follow {
+		if b, seq, more = s.printed.after(seq, version); !follow {
 			more = nil
 		}
 		return b, more

@@ -42,6 +42,7 @@ type Supervisor struct {
 	bootID   string
 	events   *eventLog
 	teller   *teller
+	printed  *printed // without a journal
 	patience patience
 	large    chan struct{} // one for each request that may be a large one
 
@@ -70,7 +71,6 @@ type Supervisor struct {
 	startFailure string         // why the last start failed; empty since something serves
 	launching    bool           // a process is being started and not registered yet
 	early        []earlyMessage // notify messages from a process that is not registered yet
-	outputs      []*output      // of the newest generations, without a journal
 	counts       map[upgradeCount]int
 	crashes      int
 	moved        int // connections, since the start
@@ -94,7 +94,7 @@ func New(opt Options) (_ *Supervisor, err error) {
 	}()
 	st.Warn = func(err error) { opt.Log.Print(err) }
 	s := &Supervisor{
-		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(),
+		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(), printed: newPrinted(),
 		patience: usualPatience, large: make(chan struct{}, maxLarge),
 		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{}, kept: map[string]int{},
 		keeper: keeper{policy: defaultRestart()},
