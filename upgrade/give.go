@@ -74,7 +74,6 @@ type giver struct {
 	next     uint32
 	broken   Reason // why nothing more is offered
 	hangs    bool
-	frozen   bool
 	tally    tally
 }
 
