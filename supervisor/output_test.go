@@ -153,7 +153,9 @@ func TestOutput_NobodyReadsIt_UpgradesGoOn(t *testing.T) {
 	r.push("1", env("WSECHO_FLOOD_STDERR_MIB", "1"))
 	r.push("2", env("WSECHO_FLOOD_STDERR_MIB", "1"))
 	r.push("3")
-	r.await(func(e api.Event) bool { return e.Generation == 1 && (strings.Contains(e.Text, "exited") || strings.Contains(e.Text, "was killed")) })
+	r.await(func(e api.Event) bool {
+		return e.Generation == 1 && (strings.Contains(e.Text, "exited") || strings.Contains(e.Text, "was killed"))
+	})
 	r.stop()
 	stuck.Close() // lets the relays go
 }

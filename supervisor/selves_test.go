@@ -58,12 +58,10 @@ func init() {
 	selves["ready by a child"] = func() {
 		if os.Getenv("CHILD") != "" {
 			notify("READY=1\nSTATUS=said by a child")
+			untilSIGTERM() // whose word it was can be told only while it lives
 			return
 		}
-		p, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{Env: append(os.Environ(), "CHILD=1"), Files: []*os.File{nil, os.Stdout, os.Stderr}})
-		if err == nil {
-			_, err = p.Wait()
-		}
+		_, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{Env: append(os.Environ(), "CHILD=1"), Files: []*os.File{nil, os.Stdout, os.Stderr}})
 		if err != nil {
 			panic(err)
 		}
