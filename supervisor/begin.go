@@ -20,10 +20,14 @@ type upgrade struct {
 	done   chan struct{} // closed when it has ended and s.busy is free again
 	phased time.Time     // when the current phase began; used by its goroutine alone
 	number int           // of the generation that it starts; likewise
+	failed time.Time     // when it failed, if it did; likewise
+	gave   *generation   // who gave its connections to the new one; likewise
 
 	// owned by the loop
 	record    api.Upgrade
 	committed bool
+	text      string         // what came of the current phase
+	back      *api.PhaseTime // the handing back, after a failure
 }
 
 // Why an upgrade does not begin or go on, apart from what is in package api.

@@ -59,7 +59,16 @@ func (s *Supervisor) outcome(u *upgrade, g *generation, err error) *api.Upgrade 
 	now := time.Now()
 	r := s.copyOf(u)
 	r.Finished, r.Outcome = &now, api.Done
-	r.Phases = append(r.Phases, api.PhaseTime{Phase: r.Phase, Took: now.Sub(u.phased)})
+	ended := now
+	if !u.failed.IsZero() {
+		ended = u.failed
+	}
+	s.do(func() {
+		r.Phases = append(r.Phases, api.PhaseTime{Phase: r.Phase, Took: ended.Sub(u.phased), Text: u.text})
+		if u.back != nil {
+			r.Phases = append(r.Phases, *u.back)
+		}
+	})
 	if err != nil {
 		s.do(func() { r.Outcome, r.Error = s.failure(u, g, err) })
 	}
@@ -119,7 +128,7 @@ func (s *Supervisor) failure(u *upgrade, g *generation, err error) (api.Outcome,
 		}
 	}
 	e.State = s.servingText()
-	if s.serving != nil && (u.record.Phase == api.PhaseSoak || u.record.Phase == api.PhaseCommit) {
+	if p := u.record.Phase; s.serving != nil && (p == api.PhaseHandoff || p == api.PhaseSoak || p == api.PhaseCommit) {
 		return api.RolledBack, e
 	}
 	return api.NothingChanged, e

@@ -16,6 +16,7 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 	"github.com/hotdeploy/hotdeploy/systemd"
+	"github.com/hotdeploy/hotdeploy/upgrade/control"
 )
 
 // generation is one running instance of a release.
@@ -26,6 +27,7 @@ type generation struct {
 	env     []string
 	sockets []*socket // lent to it
 	output  *output   // its last lines; nil where they go to the journal
+	line    *line     // its control channel
 	started time.Time
 
 	ready  chan struct{}      // closed at READY=1
@@ -45,6 +47,7 @@ type generation struct {
 	retire      chan bool // an operator ends the drain; true: at once
 	text        string
 	health      string
+	handoff     *api.Handoff // when it gave its connections away, the last time
 }
 
 // start runs rel as a new generation and watches it. The caller owns s.busy. The listeners that the release adds are bound
@@ -118,6 +121,15 @@ func (s *Supervisor) launch(g *generation) error {
 			env = append(env, "JOURNAL_STREAM="+v)
 		}
 	}
+	l, theirs, err := openLine()
+	if err != nil {
+		out.close()
+		return api.ErrStart.With(fmt.Sprintf("make the control channel of generation %d: %v", g.number, err))
+	}
+	defer theirs.Close()
+	g.line = l
+	env = append(env[:len(env):len(env)], control.Env+"="+strconv.Itoa(3+len(files))) // behind the listeners
+	files = append(files, theirs)
 	command := spec.Run.Command
 	g.group, err = procs.Launch(procs.Spec{
 		Helper: s.opt.Helper, Name: fmt.Sprintf("generation-%d", g.number), Cgroup: s.opt.Cgroup,
@@ -125,6 +137,7 @@ func (s *Supervisor) launch(g *generation) error {
 		Files: files, Stdout: stream, Stderr: stream,
 	})
 	if err != nil {
+		l.Close()
 		out.close()
 		return launchError(command[0], err)
 	}
@@ -179,6 +192,7 @@ func (s *Supervisor) watch(g *generation) {
 		s.logf("generation %d: %v", g.number, err)
 	}
 	g.output.close()
+	g.line.Close()
 	s.do(func() {
 		delete(s.gens, g.number)
 		s.listeners.release(g.sockets)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
@@ -56,6 +57,8 @@ type Supervisor struct {
 	wgMu    sync.Mutex      // protects ending; nothing blocks under it
 	ending  bool            // wg is being waited for
 
+	handoffs atomic.Int64 // numbers them
+
 	// owned by the loop
 	state        store.State
 	gens         map[int]*generation
@@ -72,7 +75,11 @@ type Supervisor struct {
 	early        []earlyMessage // notify messages from a process that is not registered yet
 	counts       map[upgradeCount]int
 	crashes      int
-	text         string // the status text as systemd knows it
+	moved        int // connections, since the start
+	refused      int
+	kept         map[string]int
+	longestPause time.Duration // of the last handoff
+	text         string        // the status text as systemd knows it
 }
 
 // New takes the service's folders under its lock. A second daemon for the same service gets store.ErrLocked, a damaged state
@@ -91,7 +98,7 @@ func New(opt Options) (_ *Supervisor, err error) {
 	s := &Supervisor{
 		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(), printed: newPrinted(),
 		patience: usualPatience, sample: usualSample, large: make(chan struct{}, maxLarge),
-		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{},
+		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{}, kept: map[string]int{},
 		keeper: keeper{policy: defaultRestart()},
 	}
 	s.listeners = newListenerSet(opt.Config.RunDir, opt.Sockets, func(k *socket) {

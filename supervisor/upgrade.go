@@ -19,6 +19,8 @@ func (s *Supervisor) perform(u *upgrade, rel *store.Release) {
 	s.emit(api.Event{Type: api.EventUpgrade, Upgrade: record, Text: fmt.Sprintf("%s of %s asked for by %s", record.Kind, rel.Version, record.By)})
 	g, err := s.phases(u, rel)
 	if err != nil && g != nil {
+		u.failed = time.Now()
+		s.handBack(u, g)
 		s.takeBack(g)
 	}
 	s.conclude(u, g, err)
@@ -41,8 +43,10 @@ func (s *Supervisor) phases(u *upgrade, rel *store.Release) (*generation, error)
 	if err := s.awaitReady(u.ctx, g); err != nil {
 		return g, err
 	}
-	// Between here and the soak is the place where live connections move (the handoff phase). Without it both generations
-	// accept, and old connections finish where they are.
+	// Where one of the two cannot move connections both generations accept from here on, and old connections finish where they are.
+	if err := s.handoff(u, g); err != nil {
+		return g, err
+	}
 	if u.record.Kind != api.KindStart {
 		s.phase(u, api.PhaseSoak)
 		if err := s.soak(u.ctx, g); err != nil {
@@ -192,8 +196,8 @@ func (s *Supervisor) committedBefore(to, bad release.Ref) *release.Ref {
 func (s *Supervisor) phase(u *upgrade, p string) {
 	now := time.Now()
 	s.do(func() {
-		u.record.Phases = append(u.record.Phases, api.PhaseTime{Phase: u.record.Phase, Took: now.Sub(u.phased)})
-		u.record.Phase = p
+		u.record.Phases = append(u.record.Phases, api.PhaseTime{Phase: u.record.Phase, Took: now.Sub(u.phased), Text: u.text})
+		u.record.Phase, u.text = p, ""
 		s.refreshStatusText()
 	})
 	u.phased = now

@@ -1,6 +1,6 @@
 // Command demo shows the main job without root, sshd and systemd: an SSH server on loopback, the daemon, and the
-// command push releases 1, 2 and a broken 3 of wsecho, while WebSockets are held open and short requests come in. It
-// fails if a client noticed anything.
+// command push releases 1, 2 and a broken 3 of wslive, while WebSockets are held open and short requests come in. The
+// WebSockets move to release 2, to the broken 3, and back. It fails if a client noticed anything.
 //
 // Read run first.
 package main
@@ -57,29 +57,38 @@ func run(ctx context.Context) error {
 		return err
 	}
 	step(fmt.Sprintf("Clients come: %d WebSockets stay open from here on, %d new connections a second.", webSockets, newConnections))
-	clients, err := load.Start(ctx, load.Options{Addr: d.addr, WebSockets: webSockets, NewConnsPerSecond: newConnections, MessageInterval: messageEvery})
+	clients, err := load.Start(ctx, load.Options{Addr: d.addr, WebSockets: webSockets, NewConnsPerSecond: newConnections, MessageInterval: messageEvery, Held: load.MayMove})
 	if err != nil {
 		return err
 	}
 	if err := clients.Ready(ctx); err != nil {
 		return err
 	}
-	step("Release 2 takes over; the WebSockets finish in release 1.")
+	step("Release 2 takes over; the WebSockets move to it, and release 1 ends.")
 	if err := d.push(ctx, "2", "", 0); err != nil {
 		return err
 	}
-	step("Release 3 is broken: it starts, then says that it is not healthy. It is taken back.")
-	if err := d.push(ctx, "3", `env = { WSECHO_UNHEALTHY = "1" }`, 4); err != nil {
+	step("Release 3 is broken: it starts, then says that it is not healthy. It is taken back, and the WebSockets with it.")
+	if err := d.push(ctx, "3", `env = { WSLIVE_UNHEALTHY = "1" }`, 4); err != nil {
 		return err
 	}
 	step("What the host says now.")
 	if err := d.hotdeploy(ctx, 0, "status", "demo"); err != nil {
 		return err
 	}
+	if err := clients.Beat(ctx); err != nil {
+		return err
+	}
 	report := clients.Stop(ctx)
-	fmt.Printf("\nconnections kept %d/%d · messages lost %d · requests failed %d\n",
-		report.Kept, report.Total, report.MessagesLost+report.MessagesDue, report.RequestsFailed)
-	return report.Err()
+	fmt.Printf("\nconnections kept %d/%d · moved %d · messages lost %d · requests failed %d\n",
+		report.Kept, report.Total, report.Changed, report.MessagesLost+report.MessagesDue, report.RequestsFailed)
+	if err := report.Err(); err != nil {
+		return err
+	}
+	if report.Versions["2"] != webSockets {
+		return fmt.Errorf("release 2 should have all WebSockets in the end: %v", report.Versions)
+	}
+	return nil
 }
 
 func step(text string) { fmt.Printf("\n# %s\n", text) }
@@ -112,11 +121,11 @@ func prepare(ctx context.Context) (d *demo, err error) {
 	if err := os.MkdirAll(filepath.Join(dir, "app", "bin"), 0o755); err != nil {
 		return nil, err
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, "app", "bin", "wsecho"), "./testdata/apps/wsecho")
+	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, "app", "bin", "wslive"), "./testdata/apps/wslive")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
-		return nil, fmt.Errorf("build wsecho: %w", err)
+		return nil, fmt.Errorf("build wslive: %w", err)
 	}
 	if err := d.startSSH(); err != nil {
 		return nil, fmt.Errorf("start the SSH server: %w", err)
@@ -161,7 +170,7 @@ func (d *demo) startDaemon(ctx context.Context) (err error) {
 	if d.log, err = os.Create(d.path("daemon.log")); err != nil {
 		return err
 	}
-	d.daemon = exec.Command("bin/hotdeployd-linux-"+runtime.GOARCH, "run", "--service", "wsecho", "--root", d.path("srv"), "--run-dir", d.path("run"))
+	d.daemon = exec.Command("bin/hotdeployd-linux-"+runtime.GOARCH, "run", "--service", "wslive", "--root", d.path("srv"), "--run-dir", d.path("run"))
 	d.daemon.Stdout, d.daemon.Stderr = d.log, d.log
 	if err := d.daemon.Start(); err != nil {
 		return fmt.Errorf("start the daemon: %w", err)
@@ -178,13 +187,13 @@ func (d *demo) startDaemon(ctx context.Context) (err error) {
 	}
 }
 
-const project = `service = "wsecho"
+const project = `service = "wslive"
 
 [pack]
-files = ["bin/wsecho"]
+files = ["bin/wslive"]
 
 [run]
-command = ["bin/wsecho"]
+command = ["bin/wslive"]
 %s
 
 [[listen]]

@@ -1,0 +1,138 @@
+package upgrade
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+)
+
+// Session is what an app knows of a connection across releases. The nil Session is one of a connection that cannot move: its
+// methods may be called and do nothing.
+type Session struct{ c *conn }
+
+// session is the state that came with a connection, and how to get the one to send along.
+type session struct {
+	version     uint32
+	state       []byte
+	saveVersion uint32
+	save        func() ([]byte, error)
+}
+
+// SessionOf returns the session of the connection that an HTTP request came on; ctx is the request's.
+func SessionOf(ctx context.Context) *Session {
+	addr, _ := ctx.Value(http.LocalAddrContextKey).(net.Addr)
+	return live.session(addr)
+}
+
+// SessionOfConn returns the session of a connection, also of one that wraps it and passes LocalAddr on.
+func SessionOfConn(c net.Conn) *Session { return live.session(c.LocalAddr()) }
+
+// Resumed says that the client has been connected since an earlier release (or has come back to this one): its opening
+// is as old as the connection, and so are the tokens in it.
+func (s *Session) Resumed() bool { return s != nil && s.c.resumed }
+
+// State returns what the release before has saved and the version that it gave it; nil if there is nothing.
+func (s *Session) State() (version uint32, state []byte) {
+	if s == nil {
+		return 0, nil
+	}
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if s.c.session == nil {
+		return 0, nil
+	}
+	return s.c.session.version, s.c.session.state
+}
+
+// Save registers how to get the state that travels with the connection. The function is called after the handler has closed the connection,
+// at most once, so it needs no lock against the handler; what it returns must not change afterwards.
+func (s *Session) Save(version uint32, save func() ([]byte, error)) {
+	if s == nil {
+		return
+	}
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if s.c.session == nil {
+		s.c.session = &session{}
+	}
+	s.c.session.saveVersion, s.c.session.save = version, save
+	s.c.session.state = nil // from now on it is the app's
+}
+
+// live finds connections by their local address: each has one of its own, and the pointer to it is what net/http puts into a request's context.
+var live = registry{byAddr: map[net.Addr]*conn{}}
+
+type registry struct {
+	mu      sync.RWMutex // protects what follows
+	byAddr  map[net.Addr]*conn
+	changed chan struct{} // closed when one has gone and somebody waits for it
+}
+
+// lingering counts connections that are closed for the app and still write; they are in no list.
+var lingering atomic.Int64
+
+// change returns a channel that is closed when the next connection has gone.
+func (r *registry) change() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.changed == nil {
+		r.changed = make(chan struct{})
+	}
+	return r.changed
+}
+
+func (r *registry) notify() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.notifyLocked()
+}
+
+func (r *registry) notifyLocked() {
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
+	}
+}
+
+func (r *registry) session(addr net.Addr) *Session {
+	if addr == nil {
+		return nil
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if c := r.byAddr[addr]; c != nil {
+		return &Session{c}
+	}
+	return nil
+}
+
+func (r *registry) add(c *conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.byAddr[c.LocalAddr()] = c
+}
+
+// remove takes c out, unless another has followed it on the same socket.
+func (r *registry) remove(c *conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if addr := c.LocalAddr(); r.byAddr[addr] == c {
+		delete(r.byAddr, addr)
+		r.notifyLocked()
+	}
+}
+
+// of returns the connections of a listener.
+func (r *registry) of(l *listener) []*conn {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	var list []*conn
+	for _, c := range r.byAddr {
+		if c.listener == l {
+			list = append(list, c)
+		}
+	}
+	return list
+}
