@@ -22,20 +22,24 @@ func (s *Server) serveSession(nc ssh.NewChannel) {
 	ended := make(chan struct{})
 	for req := range requests {
 		ok := false
+		var run func() // begins after the reply: it closes the channel, perhaps at once
 		switch {
 		case req.Type == "exec" && !started && !s.opts.ForbidExec:
 			if cmd, ok = s.startCommand(ch, payloadString(req.Payload)); ok {
 				started = true
-				go func() { defer close(ended); s.waitCommand(ch, cmd) }()
+				run = func() { s.waitCommand(ch, cmd) }
 			}
 		case req.Type == "subsystem" && !started && !s.opts.ForbidSFTP && payloadString(req.Payload) == "sftp":
 			started, ok = true, true
-			go func() { defer close(ended); s.serveSFTP(ch) }()
+			run = func() { s.serveSFTP(ch) }
 		case req.Type == "signal" && cmd != nil:
 			ok = cmd.signal(payloadString(req.Payload))
 		}
 		if req.WantReply {
 			req.Reply(ok, nil)
+		}
+		if run != nil {
+			go func() { defer close(ended); run() }()
 		}
 	}
 	if cmd != nil {
