@@ -129,6 +129,8 @@ func (s *Session) openChannel(ctx context.Context, kind string, extra []byte) (s
 	select {
 	case o := <-result:
 		return o.ch, o.requests, o.err
+	case <-s.done: // a channel opened in this very moment is forgotten by the library: no answer would come
+		return nil, nil, s.err
 	case <-ctx.Done():
 		go func() {
 			if o := <-result; o.err == nil {

@@ -134,3 +134,37 @@ func TestDialCommand_ThatFailsShowsInTheRead(t *testing.T) {
 		}
 	})
 }
+
+// The library forgets a channel that is opened in the very moment in which the line ends, and would wait for ever.
+func TestDialUnix_InTheMomentInWhichTheLineEnds(t *testing.T) {
+	h, _ := newHost(t, startInProcess)
+	socket := echoSocket(t)
+	ctx := deadline(t)
+	for range 200 {
+		s := dial(t, h, remote.Options{})
+		opened, ended := make(chan struct{}, 1), make(chan error, 4)
+		for range cap(ended) {
+			go func() {
+				for {
+					c, err := s.DialUnix(ctx, socket)
+					if err != nil {
+						ended <- err
+						return
+					}
+					c.Close()
+					select {
+					case opened <- struct{}{}:
+					default:
+					}
+				}
+			}()
+		}
+		<-opened // they are at it
+		s.Close()
+		for range cap(ended) {
+			if err := <-ended; !errors.Is(err, remote.ErrClosed) {
+				t.Fatal(err)
+			}
+		}
+	}
+}
