@@ -102,6 +102,8 @@ func (c *client) talk(stop <-chan struct{}) error {
 	go func() { written <- c.speak(stop) }()
 	if err := c.listen(); err != nil {
 		c.conn.Close()
+		for range c.tickets { // the writing half may wait to put one there
+		}
 		<-written
 		return err
 	}
