@@ -171,7 +171,7 @@ const readAhead = 512
 
 // fetchLocked reads more of a held head into the inbox.
 func (c *conn) fetchLocked() error {
-	b := newBlock(4 * readAhead)
+	b := newBlock(32 * readAhead)
 	defer b.free()
 	n, err := c.receiveLocked(b.b[:cap(b.b)])
 	if n > 0 {
@@ -230,6 +230,7 @@ func (c *conn) arrivedLocked(b []byte) int {
 		c.in.forget()
 	default:
 		c.in.journal(b[:n], c.codec.missing())
+		c.in.add(b[n:])
 	}
 	return n
 }
