@@ -109,6 +109,11 @@ func (in *inbox) journal(b []byte, more int64) {
 	in.scanned += len(b)
 }
 
+// mayJournal says that a message is under way, all of it delivered so far, and that it can be kept with the n bytes that it lacks.
+func (in *inbox) mayJournal(n int64) bool {
+	return in.block != nil && !in.lost && in.read > 0 && in.read == len(in.block.b) && int64(in.read)+n <= MaxKept
+}
+
 // add notes bytes that were not scanned.
 func (in *inbox) add(b []byte) {
 	if len(b) > 0 {

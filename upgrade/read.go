@@ -148,6 +148,9 @@ func (c *conn) fillLocked(p []byte) (int, error) {
 	if len(c.in.ahead()) > 0 && len(p) < readAhead {
 		return 0, c.fetchLocked()
 	}
+	if more := c.codec.missing(); more > int64(len(p)) && c.in.mayJournal(more) && c.codec.replays() {
+		return 0, c.aheadLocked(int(more))
+	}
 	n, err := c.receiveLocked(p)
 	if n > 0 {
 		return c.arrivedLocked(p[:n]), nil
@@ -162,6 +165,18 @@ func (c *conn) fillLocked(p []byte) (int, error) {
 func (c *conn) laterLocked(err error) error {
 	if len(c.in.ahead()) > 0 && !isTimeout(err) {
 		c.readErr, err = err, nil
+	}
+	return err
+}
+
+// aheadLocked reads more of a message under way, as much of it as there is, where it is kept anyway: libraries come for it in small pieces, and
+// each would be a system call. It never reads beyond the message.
+func (c *conn) aheadLocked(more int) error {
+	c.in.room(more)
+	have := len(c.in.block.b)
+	n, err := c.receiveLocked(c.in.block.b[have : have+more])
+	if c.in.block.b = c.in.block.b[:have+n]; n > 0 {
+		return nil
 	}
 	return err
 }
