@@ -55,6 +55,7 @@ func (*plainCodec) settled() bool            { return true }
 // wsCodec follows a WebSocket once it is open.
 type wsCodec struct {
 	client, server wsFramer
+	shake          handshake
 	why            Reason
 	held           bool // the app said goodbye because of the handoff
 }

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"time"
 )
 
 // Read implements net.Conn. It never returns bytes of one message together with the end of the one before.
@@ -63,14 +62,12 @@ func (c *conn) gateLocked(size int) (wait bool, err error) {
 
 // waitLocked waits for a change, as long as the app's deadline allows.
 func (c *conn) waitLocked() error {
-	if expired(c.readBy) {
+	if c.readBy.expired() {
 		return opError("read", c.sock, os.ErrDeadlineExceeded)
 	}
 	c.awaitLocked(c.readBy)
 	return nil
 }
-
-func expired(t time.Time) bool { return !t.IsZero() && !time.Now().Before(t) }
 
 // pauseLocked parks a Read, or tells it that the connection moves, if it may move just now.
 func (c *conn) pauseLocked(size int) (wait bool, err error) {
@@ -88,7 +85,7 @@ func (c *conn) pauseLocked(size int) (wait bool, err error) {
 	}
 	c.parked = true
 	c.notifyLocked()
-	c.awaitLocked(time.Time{}) // a pause is not the client's fault: the app's deadlines rest
+	c.awaitLocked(0) // a pause is not the client's fault: the app's deadlines rest
 	c.parked = false
 	c.armLocked()
 	return true, nil
