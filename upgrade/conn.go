@@ -54,7 +54,6 @@ type conn struct {
 
 	readBy  instant // as the app wants it
 	writeBy instant
-	toldBy  instant       // readBy when the app was told
 	changed chan struct{} // closed when something changed that somebody waits for
 	readErr error         // came after the bytes in the inbox
 	codec   codec
@@ -130,6 +129,9 @@ func (c *conn) SetDeadline(t time.Time) error {
 func (c *conn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.state == told || c.state == sealed {
+		return nil // what was in force when the app was told goes along
+	}
 	c.readBy = instantOf(t)
 	if c.state == running && !c.waking && !c.parked {
 		return c.armLocked()

@@ -128,8 +128,8 @@ func (c *conn) pack() (*record, error) {
 	case *mqttCodec:
 		r.answer = k.answer
 	case *httpCodec:
-		if c.toldBy != 0 {
-			r.idle = max(time.Until(c.toldBy.time()), time.Millisecond)
+		if c.readBy != 0 {
+			r.idle = max(time.Until(c.readBy.time()), time.Millisecond)
 		}
 	}
 	s := c.session

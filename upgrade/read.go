@@ -79,7 +79,7 @@ func (c *conn) pauseLocked(size int) (wait bool, err error) {
 		return false, nil
 	}
 	if c.offer != nil {
-		c.state, c.toldBy = told, c.readBy
+		c.state = told
 		c.notifyLocked()
 		return false, ErrHandoff
 	}
