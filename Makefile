@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS := -s -w -X github.com/hotdeploy/hotdeploy/internal/version.number=$(VERSION)
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 # The go command's ... passes by testdata, so its packages are named one by one.
-OURS    := ./... $(sort $(patsubst %/,./%,$(dir $(shell git ls-files 'testdata/*.go'))))
+OURS    := ./... $(sort $(patsubst %/,./%,$(dir $(shell find testdata -name '*.go'))))
 E2E     := ./testdata/lab ./testdata/e2e ./systemd
 UNIT    := $(GO) list $(OURS) | grep -v -e /testdata/lab$$ -e /testdata/e2e$$ -e /systemd$$
 # The race detector needs a C compiler; without one the tests still run, and say so.
@@ -30,7 +30,7 @@ tools: ## what the tests need of the host; fetched by itself as root on Debian
 
 lint: vet
 	$(GO) tool staticcheck $(OURS)
-	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
+	test -z "$$(gofmt -l .)"
 
 vet:
 	$(GO) vet $(OURS)

@@ -93,7 +93,10 @@ func plainHost(d destination) Host {
 	if h.User == "" {
 		h.User = localUser()
 	}
-	home := homeDir()
+	home, err := os.UserHomeDir() // no ssh has a word in this: ~ is $HOME, as for other programs
+	if err != nil {
+		home = homeDir()
+	}
 	for _, name := range []string{"id_ed25519", "id_ecdsa", "id_rsa"} {
 		h.IdentityFiles = append(h.IdentityFiles, filepath.Join(home, ".ssh", name))
 	}

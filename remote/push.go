@@ -50,11 +50,11 @@ func (l *Line) Close() {
 
 // Report is told what happens while it happens. Any of its functions may be nil.
 type Report struct {
-	Say      func(text string)                      // something the operator should know
-	Transfer func(t Transfer)                       // often while it goes on; from any goroutine
-	Phase    func(phase string, took time.Duration) // a phase has ended
-	Enter    func(phase string)                     // a phase has begun
-	Event    func(e api.Event)                      // every event of the host
+	Say      func(text string)   // something the operator should know
+	Transfer func(t Transfer)    // often while it goes on; from any goroutine
+	Phase    func(api.PhaseTime) // a phase has ended
+	Enter    func(phase string)  // a phase has begun
+	Event    func(e api.Event)   // every event of the host
 }
 
 // Transfer is how far an upload is.
@@ -257,7 +257,7 @@ func (d *Deployment) event(e api.Event) {
 func (d *Deployment) progress(up api.Upgrade) {
 	for ; d.phases < len(up.Phases); d.phases++ {
 		if d.Report.Phase != nil {
-			d.Report.Phase(up.Phases[d.phases].Phase, up.Phases[d.phases].Took)
+			d.Report.Phase(up.Phases[d.phases])
 		}
 	}
 	if up.Outcome == "" && up.Phase != d.phase {

@@ -44,6 +44,9 @@ func Explain(name string, err error) *Failure {
 	if e := new(api.Error); errors.As(err, &e) {
 		f.State, f.Hint, f.Output = e.State, withHost(e.Hint, name), e.Output
 	}
+	if errors.Is(err, context.Canceled) && f.Outcome == api.NothingChanged {
+		f.Err = api.ErrCancelled.With("cancelled")
+	}
 	if hint, cause := sshTrouble(name, err); cause != nil {
 		f.Err, f.Hint = cause, hint
 	}

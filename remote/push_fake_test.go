@@ -345,7 +345,7 @@ func newRig(t *testing.T, opts sshtest.Options) *rig {
 			}
 			return &remote.Line{Client: remote.Control(s, "chat", r.socket), Session: s}, nil
 		},
-		Report: remote.Report{Say: r.said.add, Phase: func(p string, _ time.Duration) { r.said.add("phase " + p) }},
+		Report: remote.Report{Say: r.said.add, Phase: func(p api.PhaseTime) { r.said.add("phase " + p.Phase) }},
 	}
 	t.Cleanup(r.d.Close)
 	return r

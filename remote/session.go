@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -50,6 +51,11 @@ func (s *Session) end(err error) {
 	s.once.Do(func() {
 		s.err = err
 		close(s.done)
+		if tcp, ok := s.base.(*net.TCPConn); ok && errors.Is(err, ErrLineLost) {
+			// Forget what was not acknowledged: a request that arrives when the line heals would be obeyed after we said that
+			// it was not heard.
+			tcp.SetLinger(0)
+		}
 		s.base.Close()
 		s.client.Close()
 		for _, hop := range slices.Backward(s.hops) {

@@ -43,6 +43,9 @@ func SpecFor(p *config.Project, w SetupWishes) (systemd.SetupSpec, error) {
 const capBind = "CAP_NET_BIND_SERVICE"
 
 func addListener(spec *systemd.SetupSpec, l release.Listener, root string, activation bool) error {
+	if l.Network == "unix" && !path.IsAbs(l.Address) {
+		l.Address = path.Join("/run", spec.Service, l.Address) // as the daemon reads it
+	}
 	if activation {
 		mode, err := socketMode(l.Mode)
 		if err != nil {

@@ -226,6 +226,8 @@ func TestSpecFor_ListenersSayWhatTheUnitNeeds(t *testing.T) {
 			remote.SetupWishes{}, "caps [] sockets 0 write [/var/lib/proxy]"},
 		"unix socket in its own folder": {`[[listen]]` + "\n" + `name = "api"` + "\n" + `network = "unix"` + "\n" + `address = "/run/chat/app.sock"`,
 			remote.SetupWishes{}, "caps [] sockets 0 write []"},
+		"unix socket by its name": {`[[listen]]` + "\n" + `name = "api"` + "\n" + `network = "unix"` + "\n" + `address = "app.sock"`,
+			remote.SetupWishes{}, "caps [] sockets 0 write []"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := config.Parse("hotdeploy.toml", []byte(head+tt.listen))

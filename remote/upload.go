@@ -227,6 +227,9 @@ func (u *upload) explain(ctx context.Context, err error) error {
 			err = fmt.Errorf("%w: %s", err, printable(said))
 		}
 		return lineLost(err)
+	case errors.As(err, &status):
+		return err
 	}
-	return err
+	// A write that the line did not take, or something of our own: the session knows.
+	return u.session.lost(ctx, err)
 }

@@ -20,7 +20,7 @@ func audit(t testing.TB, runDir string) {
 			return // what went wrong explains what is left
 		}
 		left := leftovers(t, files, runDir)
-		for limit := time.Now().Add(10 * time.Second); len(left) > 0 && time.Now().Before(limit); left = leftovers(t, files, runDir) {
+		for limit := time.Now().Add(5 * time.Second); len(left) > 0 && time.Now().Before(limit); left = leftovers(t, files, runDir) {
 			<-time.After(5 * time.Millisecond) // the end of a goroutine wakes nobody
 		}
 		if len(left) > 0 {
@@ -32,7 +32,7 @@ func audit(t testing.TB, runDir string) {
 var ours = regexp.MustCompile(`hotdeploy/(supervisor\.(\(\*(Supervisor|generation|output|eventLog|peerListener)\)|stream)|internal/(procs|probe|sockets)\.)`)
 
 func leftovers(t testing.TB, files map[string]bool, runDir string) (left []string) {
-	buf := make([]byte, 4<<20)
+	buf := make([]byte, 256<<10)
 	for _, stack := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 		if ours.MatchString(stack) && !strings.Contains(stack, "procs.init.func") { // who reaps orphans does so for the life of the program
 			left = append(left, stack)

@@ -2,7 +2,9 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 	"syscall"
@@ -23,14 +25,15 @@ func (s *Supervisor) drain(g *generation) {
 		d := now.Add(age)
 		g.deadline = &d
 	}
+	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) is draining", g.number, g.rel.Version)})
 	if err := g.group.Signal(syscall.SIGTERM); err != nil {
 		s.logf("generation %d: ask it to finish: %v", g.number, err)
 	}
 	s.background(func() { s.seeOff(g) })
 }
 
-// The kernel is asked for a draining generation's connections this often: from the first to the second, so rarely that it
-// costs at most about one percent of a core.
+// The kernel is asked for a draining generation's connections this often: from the first to the second, so rarely that all
+// who drain together cost at most about one percent of a core.
 const (
 	drainSample    = time.Second
 	maxDrainSample = 30 * time.Second
@@ -48,7 +51,8 @@ func (s *Supervisor) seeOff(g *generation) {
 	}
 	sample := time.NewTimer(drainSample)
 	defer sample.Stop()
-	lastBusy := time.Now()
+	w := watcher{began: *g.draining, lastBusy: time.Now(), connections: -1}
+	spread := time.Duration(g.rel.Manifest.Spec.Drain.Spread)
 	for {
 		select {
 		case <-g.gone:
@@ -57,20 +61,22 @@ func (s *Supervisor) seeOff(g *generation) {
 			return
 		case <-sample.C:
 			began := time.Now()
-			if n, err := g.connections(); err != nil || n > 0 {
-				lastBusy = began
-			}
-			if began.Sub(lastBusy) >= stop {
+			accepts := w.look(g, stop)
+			if began.Sub(w.lastBusy) >= stop {
 				s.kill(g, "has no connections left and did not exit")
 				return
 			}
-			sample.Reset(min(max(100*time.Since(began), drainSample), maxDrainSample, max(stop, drainSample)))
-			s.do(func() { s.refreshStatusText() })
+			if accepts && s.stillAccepts(g) {
+				s.closeRest(g, spread, "goes on accepting connections although it failed")
+				return
+			}
+			others := 1
+			s.do(func() { g.sampled = w.connections; others = s.drainers(); s.refreshStatusText() })
+			sample.Reset(min(max(time.Duration(others)*100*time.Since(began), drainSample), maxDrainSample, max(stop, drainSample)))
 		case <-deadline:
-			s.closeRest(g, time.Duration(g.rel.Manifest.Spec.Drain.Spread), "is over its drain deadline")
+			s.closeRest(g, spread, "is over its drain deadline")
 			return
 		case now := <-g.retire:
-			spread := time.Duration(g.rel.Manifest.Spec.Drain.Spread)
 			if now {
 				spread = 0
 			}
@@ -80,30 +86,107 @@ func (s *Supervisor) seeOff(g *generation) {
 	}
 }
 
-// closeRest closes g's connections spread over a time, since a reconnect storm is an outage too, then ends it.
+// watcher follows a draining generation's connections from look to look.
+type watcher struct {
+	began, lastBusy time.Time
+	connections     int // at the last look; -1: unknown
+}
+
+// look counts, and tells whether g accepted new ones although its time to stop that is long over. More than before can be
+// nothing else.
+func (w *watcher) look(g *generation, stop time.Duration) (accepts bool) {
+	now := time.Now()
+	n, err := g.connections()
+	if err != nil {
+		n = -1
+	}
+	if n != 0 {
+		w.lastBusy = now
+	}
+	accepts = w.connections >= 0 && n > w.connections && now.Sub(w.began) >= stop
+	w.connections = n
+	return accepts
+}
+
+// stillAccepts is about a draining generation that takes new clients. One whose upgrade failed must not have them; an old
+// one serves them as well as ever, and somebody should know.
+func (s *Supervisor) stillAccepts(g *generation) (failed bool) {
+	s.do(func() {
+		failed = g.failed
+		if !failed && !g.saidAccepts {
+			g.saidAccepts = true
+			s.emit(api.Event{Type: api.EventGeneration, Generation: g.number,
+				Text: fmt.Sprintf("generation %d (%s) goes on accepting connections after SIGTERM; end it: hotdeploy retire", g.number, g.rel.Version)})
+		}
+	})
+	return failed
+}
+
+// drainers is how many generations drain. On the loop.
+func (s *Supervisor) drainers() (n int) {
+	for _, g := range s.gens {
+		if g.draining != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// closeRest closes g's connections spread over a time, since a reconnect storm is an outage too, then ends it. An operator who
+// retires it at once need not wait for that.
 func (s *Supervisor) closeRest(g *generation, spread time.Duration, why string) {
 	s.do(func() { g.state = api.GenStopping })
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
-	go func() {
-		select {
-		case <-g.gone:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number,
 		Text: fmt.Sprintf("generation %d (%s) %s: closing its connections over %s", g.number, g.rel.Version, why, spread)})
-	if n, err := sockets.CloseConnections(ctx, g.group.Pids(), g.listening(), spread); err != nil && ctx.Err() == nil {
-		s.logf("generation %d: closed %d connections one by one, the rest ends with it: %v", g.number, n, err)
+	if s.closeConnections(g, spread) {
+		s.closeConnections(g, 0)
 	}
 	timer := time.NewTimer(time.Duration(g.rel.Manifest.Spec.Run.StopAfter))
 	defer timer.Stop()
-	select {
-	case <-g.gone:
-	case <-s.ctx.Done():
-	case <-timer.C:
-		s.kill(g, "did not exit after its connections were closed")
+	for {
+		select {
+		case <-g.gone:
+			return
+		case <-s.ctx.Done():
+			return
+		case now := <-g.retire:
+			if now {
+				s.kill(g, "is to end at once")
+				return
+			}
+		case <-timer.C:
+			s.kill(g, "did not exit after its connections were closed")
+			return
+		}
+	}
+}
+
+// closeConnections tells whether it was interrupted by an operator who cannot wait.
+func (s *Supervisor) closeConnections(g *generation, spread time.Duration) (hurry bool) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	closed := make(chan struct{})
+	s.background(func() {
+		defer close(closed)
+		n, err := sockets.CloseConnections(ctx, g.group.Pids(), g.listening(), spread)
+		if err != nil && ctx.Err() == nil {
+			s.logf("generation %d: closed %d connections one by one, the rest ends with it: %v", g.number, n, err)
+		}
+	})
+	for {
+		select {
+		case <-closed:
+			return hurry
+		case <-g.gone:
+			cancel()
+			<-closed
+			return false
+		case now := <-g.retire:
+			if now {
+				hurry = true
+				cancel()
+			}
+		}
 	}
 }
 
@@ -113,16 +196,17 @@ func (s *Supervisor) kill(g *generation, why string) {
 		Text: fmt.Sprintf("generation %d (%s) %s: killing it", g.number, g.rel.Version, why)})
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
-	if err := g.group.Kill(ctx); err != nil {
+	if err := errors.Join(g.group.Signal(syscall.SIGKILL), g.group.Kill(ctx)); err != nil { // also one whose cgroup is gone
 		s.logf("generation %d: %v", g.number, err)
 	}
 }
 
-// limitDraining ends the oldest draining generations until at most limit drain. On the loop.
-func (s *Supervisor) limitDraining(limit int) {
-	if limit <= 0 {
+// limitDraining ends the oldest draining generations until at most as many drain as the serving release allows. On the loop.
+func (s *Supervisor) limitDraining() {
+	if s.serving == nil || s.serving.rel.Manifest.Spec.Drain.MaxGenerations <= 0 {
 		return
 	}
+	limit := s.serving.rel.Manifest.Spec.Drain.MaxGenerations
 	var draining []*generation
 	for _, g := range s.gens {
 		if g.state == api.GenDraining {
@@ -165,8 +249,8 @@ func (s *Supervisor) retire(number int, now bool) error {
 
 // end stops g in order: SIGTERM, the time its release asks for, SIGKILL. With grace zero it is killed at once.
 func (s *Supervisor) end(g *generation, grace time.Duration) {
+	s.do(func() { g.state = api.GenStopping })
 	if grace > 0 {
-		s.do(func() { g.state = api.GenStopping })
 		if err := g.group.Signal(syscall.SIGTERM); err != nil {
 			s.logf("generation %d: ask it to stop: %v", g.number, err)
 		}
@@ -211,5 +295,19 @@ func (g *generation) listening() []*sockets.Socket {
 
 // connections counts what g accepted on its listeners and still holds open, as the kernel sees it.
 func (g *generation) connections() (int, error) {
-	return sockets.Connections(g.group.Pids(), g.listening())
+	pids, err := g.pids()
+	if err != nil {
+		return 0, err
+	}
+	return sockets.Connections(pids, g.listening())
+}
+
+// pids are g's living processes. Where the main process lives and is not among them, its cgroup is not what it was, and nobody can
+// tell.
+func (g *generation) pids() ([]int, error) {
+	pids := g.group.Pids()
+	if !g.hasEnded() && !slices.Contains(pids, g.group.Pid()) {
+		return nil, fmt.Errorf("process %d is not where it was started", g.group.Pid())
+	}
+	return pids, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 	"github.com/hotdeploy/hotdeploy/systemd"
+	"github.com/hotdeploy/hotdeploy/upgrade/control"
 )
 
 // generation is one running instance of a release.
@@ -26,6 +27,7 @@ type generation struct {
 	env     []string
 	sockets []*socket // lent to it
 	output  *output   // its last lines; nil where they go to the journal
+	line    *line     // its control channel
 	started time.Time
 
 	ready  chan struct{}      // closed at READY=1
@@ -33,39 +35,55 @@ type generation struct {
 	gone   chan struct{}      // closed when no process of it is left and its sockets are returned
 
 	// owned by the loop
-	saidReady bool
-	state     string
-	readyAt   *time.Time
-	draining  *time.Time
-	deadline  *time.Time
-	retire    chan bool // an operator ends the drain; true: at once
-	text      string
-	health    string
+	saidReady   bool
+	saidEnd     bool // its end has been told
+	failed      bool // its upgrade was taken back
+	saidAccepts bool // that it goes on accepting
+	sampled     int  // connections at the last look while it drains; -1: unknown
+	state       string
+	readyAt     *time.Time
+	draining    *time.Time
+	deadline    *time.Time
+	retire      chan bool // an operator ends the drain; true: at once
+	text        string
+	health      string
+	handoff     *api.Handoff // when it gave its connections away, the last time
 }
 
 // start runs rel as a new generation and watches it. The caller owns s.busy. The listeners that the release adds are bound
 // first; if anything fails they are closed again and nothing has changed.
-func (s *Supervisor) start(rel *store.Release) (*generation, error) {
-	var number int
-	if err := s.changeState(func(st *store.State) { number = st.NextGeneration; st.NextGeneration++ }); err != nil {
-		return nil, api.ErrInternal.With(fmt.Sprintf("write the state: %v", err))
-	}
-	var sockets []*socket
-	var err error
-	s.do(func() { sockets, err = s.listeners.acquire(rel.Manifest.Spec.Listeners) })
+func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) {
+	lent, err := s.lend(rel.Manifest.Spec.Listeners)
 	if err != nil {
 		return nil, err
 	}
-	g := &generation{number: number, rel: rel, sockets: sockets, started: time.Now(), state: api.GenStarting,
+	g := &generation{number: u.number, rel: rel, sockets: lent, started: time.Now(), state: api.GenStarting, sampled: -1,
 		ready: make(chan struct{}), extend: make(chan time.Duration, 1), gone: make(chan struct{}), retire: make(chan bool, 1)}
-	if err := s.launch(g); err != nil {
-		s.do(func() { s.listeners.release(sockets) })
+	s.do(func() { s.launching = true })
+	err = s.launch(g)
+	s.do(func() { s.launched(u, g, err) })
+	if err != nil {
 		return nil, err
 	}
-	s.do(func() { s.gens[number] = g; s.replayEarly() })
-	s.background(func() { s.watch(g) })
-	s.emit(api.Event{Type: api.EventGeneration, Generation: number, Text: fmt.Sprintf("generation %d (%s) started, pid %d", number, rel.Version, g.group.Pid())})
+	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) started, pid %d", g.number, rel.Version, g.group.Pid())})
 	return g, nil
+}
+
+// launched makes g one of the living, or takes its sockets back. On the loop.
+func (s *Supervisor) launched(u *upgrade, g *generation, err error) {
+	s.launching = false
+	if err != nil {
+		s.early = nil
+		s.listeners.release(g.sockets)
+		return
+	}
+	u.record.Generation = g.number
+	s.gens[g.number] = g
+	if g.output != nil {
+		s.outputs = append(s.outputs[max(0, len(s.outputs)-keptOutputs+1):], g.output)
+	}
+	s.replayEarly()
+	s.background(func() { s.watch(g) })
 }
 
 // launch makes the process. Its environment is the unit's, the release's and the host's env file: nothing of the
@@ -106,6 +124,15 @@ func (s *Supervisor) launch(g *generation) error {
 			env = append(env, "JOURNAL_STREAM="+v)
 		}
 	}
+	l, theirs, err := openLine()
+	if err != nil {
+		out.close()
+		return api.ErrStart.With(fmt.Sprintf("make the control channel of generation %d: %v", g.number, err))
+	}
+	defer theirs.Close()
+	g.line = l
+	env = append(env[:len(env):len(env)], control.Env+"="+strconv.Itoa(3+len(files))) // behind the listeners
+	files = append(files, theirs)
 	command := spec.Run.Command
 	g.group, err = procs.Launch(procs.Spec{
 		Helper: s.opt.Helper, Name: fmt.Sprintf("generation-%d", g.number),
@@ -113,6 +140,7 @@ func (s *Supervisor) launch(g *generation) error {
 		Files: files, Stdout: stream, Stderr: stream,
 	})
 	if err != nil {
+		l.Close()
 		out.close()
 		return launchError(command[0], err)
 	}
@@ -167,6 +195,7 @@ func (s *Supervisor) watch(g *generation) {
 		s.logf("generation %d: %v", g.number, err)
 	}
 	g.output.close()
+	g.line.Close()
 	s.do(func() {
 		delete(s.gens, g.number)
 		s.listeners.release(g.sockets)
@@ -178,18 +207,36 @@ func (s *Supervisor) watch(g *generation) {
 // killTimeout is how long SIGKILL may take: a process in an uninterruptible wait ends only when the kernel lets it.
 const killTimeout = 10 * time.Second
 
-// exited is called on the loop when g's main process has ended. An upgrade that waits for g sees it by itself.
+// exited is called on the loop when g's main process has ended. An upgrade that waits for g sees it by itself. One that was
+// told to stop has not crashed.
 func (s *Supervisor) exited(g *generation) {
-	text := fmt.Sprintf("generation %d (%s) %s", g.number, g.rel.Version, g.group.Exit())
+	crashed := s.serving == g && g.state != api.GenStopping
 	typ := api.EventGeneration
-	if s.serving == g {
-		s.serving = nil
+	if crashed {
 		typ = api.EventService
+	}
+	if !g.saidEnd {
+		g.saidEnd = true
+		s.emit(api.Event{Type: typ, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) %s", g.number, g.rel.Version, g.group.Exit())})
+	}
+	if crashed {
 		s.crashes++
 		s.keeper.crashed(time.Now())
 	}
-	s.emit(api.Event{Type: typ, Generation: g.number, Text: text})
+	if s.serving == g {
+		s.serving = nil
+	}
 	s.ensure()
+}
+
+// hasEnded tells whether the main process has.
+func (g *generation) hasEnded() bool {
+	select {
+	case <-g.group.Done():
+		return true
+	default:
+		return false
+	}
 }
 
 // journalIdentifier is under which name the output of a release is found in the journal (journalctl -t).
@@ -198,13 +245,15 @@ func journalIdentifier(service, version string) string { return service + "/" + 
 // openOutput is where g's standard output and error go: straight to the journal, so that they survive the supervisor, or
 // without one through a relay that keeps the last lines. The caller closes the file when the process has it.
 func (s *Supervisor) openOutput(g *generation) (*output, *os.File, error) {
-	if s.opt.Journal {
-		f, err := systemd.OpenJournalStream(journalIdentifier(s.opt.Config.Service, g.rel.Version), journal.PriInfo)
-		return nil, f, err
+	if !s.opt.Journal {
+		return newOutput(g.rel.Version, s.opt.Output)
 	}
-	o, f, err := newOutput(g.rel.Version, s.opt.Output)
+	f, err := systemd.OpenJournalStream(journalIdentifier(s.opt.Config.Service, g.rel.Version), journal.PriInfo)
 	if err == nil {
-		s.do(func() { s.outputs = append(s.outputs[max(0, len(s.outputs)-keptOutputs+1):], o) })
+		return nil, f, nil
 	}
-	return o, f, err
+	// The app must come up all the same; its lines are then among ours, which journald took when it was well.
+	s.logf("generation %d prints to the supervisor's own output: %v", g.number, err)
+	f, err = dup(s.opt.Output)
+	return nil, f, err
 }

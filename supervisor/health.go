@@ -21,7 +21,7 @@ func (s *Supervisor) awaitReady(ctx context.Context, g *generation) error {
 	switch spec.Check {
 	case release.CheckNotify, release.CheckDelay:
 	default:
-		go func() { shown <- probe.WaitReady(ctx, spec, g.target()) }()
+		s.background(func() { shown <- probe.WaitReady(ctx, spec, g.target()) })
 	}
 	limit := time.Duration(spec.Timeout)
 	if spec.Check == release.CheckDelay {
@@ -105,6 +105,8 @@ func healthOf(spec release.Spec) *release.Health {
 // soak does not end in a doubt: a failed check is followed by others until it is known.
 func (s *Supervisor) soak(ctx context.Context, g *generation) error {
 	spec := g.rel.Manifest.Spec
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	over := time.NewTimer(time.Duration(spec.Soak.Duration))
 	defer over.Stop()
 	checks := s.checkHealth(ctx, g)
@@ -113,8 +115,7 @@ func (s *Supervisor) soak(ctx context.Context, g *generation) error {
 	for {
 		select {
 		case <-g.group.Done():
-			return api.ErrExited.With(fmt.Sprintf("release %s %s in the soak, %s after it was ready", g.rel.Version, g.group.Exit(),
-				time.Since(*g.readyAt).Round(time.Millisecond)))
+			return exitedInSoak(g)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case err := <-checks:
@@ -132,6 +133,11 @@ func (s *Supervisor) soak(ctx context.Context, g *generation) error {
 	}
 }
 
+func exitedInSoak(g *generation) error {
+	return api.ErrExited.With(fmt.Sprintf("release %s %s in the soak, %s after it was ready", g.rel.Version, g.group.Exit(),
+		time.Since(*g.readyAt).Round(time.Millisecond)))
+}
+
 // checkHealth runs g's health check at its interval until ctx ends or g has ended; nil if the release has none.
 func (s *Supervisor) checkHealth(ctx context.Context, g *generation) <-chan error {
 	h := healthOf(g.rel.Manifest.Spec)
@@ -139,7 +145,7 @@ func (s *Supervisor) checkHealth(ctx context.Context, g *generation) <-chan erro
 		return nil
 	}
 	results := make(chan error)
-	go func() {
+	s.background(func() {
 		tick := time.NewTicker(time.Duration(h.Interval))
 		defer tick.Stop()
 		for {
@@ -169,7 +175,7 @@ func (s *Supervisor) checkHealth(ctx context.Context, g *generation) <-chan erro
 				return
 			}
 		}
-	}()
+	})
 	return results
 }
 

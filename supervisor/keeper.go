@@ -1,7 +1,7 @@
 package supervisor
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -21,6 +21,13 @@ type keeper struct {
 	crashes     int             // since then
 }
 
+// defaultRestart is the policy as long as the committed release could not be read.
+func defaultRestart() release.Restart {
+	var spec release.Spec
+	spec.SetDefaults()
+	return spec.Restart
+}
+
 // crashed notes that the serving generation ended by itself. One that ran for a good while starts with a short back-off again.
 func (k *keeper) crashed(now time.Time) {
 	if now.Sub(k.servingFrom) > time.Duration(k.policy.MaxBackoff) {
@@ -30,16 +37,14 @@ func (k *keeper) crashed(now time.Time) {
 	k.crashes++
 }
 
-// failed notes that an attempt to start something failed.
-func (k *keeper) failed(kind string, now time.Time) {
-	switch kind {
-	case api.KindStart:
-		k.attempts++
-		k.crashes++
-	case api.KindAutoRollback:
-		k.upgraded = time.Time{} // once is enough: from now on it is only restarted
-	}
+// failed notes that the committed release did not come up.
+func (k *keeper) failed() {
+	k.attempts++
+	k.crashes++
 }
+
+// gaveUp notes that going back did not work: from now on the committed release is only restarted.
+func (k *keeper) gaveUp() { k.upgraded = time.Time{} }
 
 // committed notes that a release now serves, and by which kind of upgrade.
 func (k *keeper) committed(kind string, now time.Time) {
@@ -82,31 +87,55 @@ func (k *keeper) stopWaiting() {
 // ensure sees to it that the committed release runs if it should, now or after a back-off. On the loop, after any change.
 func (s *Supervisor) ensure() {
 	s.refreshStatusText()
-	if !s.running || s.serving != nil || s.busy != nil || s.state.Committed == nil || s.keeper.waiting != nil || s.ctx.Err() != nil {
+	if !s.running() || s.stopping != nil || s.serving != nil || s.busy != nil || s.state.Committed == nil ||
+		s.keeper.waiting != nil || s.ctx.Err() != nil {
 		return
 	}
 	req := api.UpgradeRequest{Kind: api.KindStart, By: "the supervisor"}
 	wait := s.keeper.backoff()
 	if s.keeper.givesUp(time.Now()) && s.state.Previous != nil {
-		req, wait = api.UpgradeRequest{Kind: api.KindAutoRollback, Version: s.state.Previous.Version, By: "the supervisor"}, 0
+		req, wait = api.UpgradeRequest{Kind: api.KindAutoRollback, Version: s.state.Previous.Version, Digest: s.state.Previous.Digest, By: "the supervisor"}, 0
 		s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("%s crashed %d times since its upgrade: going back to %s",
 			s.state.Committed.Version, s.keeper.crashes, req.Version)})
 	}
 	s.keeper.waiting = s.after(wait, func() {
 		s.keeper.waiting = nil
-		s.background(func() {
-			if _, err := s.begin(req); err != nil {
-				s.logf("%s: %v", req.Kind, err)
-			}
-		})
+		s.background(func() { s.bringUp(req) })
 	})
+}
+
+// bringUp begins what ensure decided. Where somebody else is at it, ensure is asked again when he is done.
+func (s *Supervisor) bringUp(req api.UpgradeRequest) {
+	_, err := s.begin(req)
+	switch {
+	case err == nil, errors.Is(err, errNotWanted), errors.Is(err, api.ErrBusy), errors.Is(err, api.ErrStopping):
+		return
+	}
+	s.do(func() {
+		if s.startFailure != err.Error() { // it may be the same every time
+			s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("%s cannot begin: %v", req.Kind, err)})
+		}
+		if req.Kind == api.KindAutoRollback {
+			s.keeper.gaveUp()
+		} else {
+			s.startFailed(err.Error())
+		}
+		s.ensure()
+	})
+}
+
+// startFailed notes why the committed release did not come up. On the loop.
+func (s *Supervisor) startFailed(why string) {
+	s.keeper.failed()
+	s.startFailure = why
 }
 
 // bindCommitted opens the committed release's listeners, so that clients can wait in the queue before anything runs. What
 // fails here fails again, and is told, when the release is started.
 func (s *Supervisor) bindCommitted() {
 	var ref *release.Ref
-	s.do(func() { ref = s.state.Committed })
+	var running bool
+	s.do(func() { ref, running = s.state.Committed, s.running() })
 	if ref == nil {
 		return
 	}
@@ -116,15 +145,25 @@ func (s *Supervisor) bindCommitted() {
 		return
 	}
 	s.pointCurrent(ref.Version) // the commit may have been interrupted right before it
-	s.do(func() {
-		s.keeper.policy = rel.Manifest.Spec.Restart
-		if !s.running || s.held != nil {
-			return
-		}
-		if s.held, err = s.listeners.acquire(rel.Manifest.Spec.Listeners); err != nil {
-			s.logf("%v", err)
-		}
-	})
+	s.do(func() { s.keeper.policy = rel.Manifest.Spec.Restart })
+	if running {
+		s.hold(rel)
+	}
+}
+
+// hold opens the listeners of rel, which is committed, and keeps them open. The caller owns s.busy, or nobody can have it yet.
+func (s *Supervisor) hold(rel *store.Release) {
+	var has bool
+	s.do(func() { has = s.held != nil })
+	if has {
+		return
+	}
+	held, err := s.lend(rel.Manifest.Spec.Listeners)
+	if err != nil {
+		s.logf("%v", err)
+		return
+	}
+	s.do(func() { s.held = held })
 }
 
 // pointCurrent lets the link current name the committed release. It is a convenience for people; the state file decides.
@@ -135,95 +174,4 @@ func (s *Supervisor) pointCurrent(version string) {
 	if err := s.store.SetCurrent(version); err != nil {
 		s.logf("point current to %s: %v", version, err)
 	}
-}
-
-// stop ends the service by an operator's wish. It stays so until start, an upgrade, or the next boot of the machine.
-func (s *Supervisor) stop(req api.StopRequest) error {
-	var busy *upgrade
-	s.do(func() {
-		s.running = false
-		s.keeper.stopWaiting()
-		if busy = s.busy; busy != nil {
-			busy.cancel(errCancelled)
-		}
-	})
-	if busy != nil {
-		<-busy.done
-	}
-	s.do(func() { s.running = false }) // it may just have been committed
-	boot, err := store.BootID()
-	if err == nil {
-		err = s.changeState(func(st *store.State) { st.Stopped = &store.Stopped{BootID: boot, By: req.By} })
-	}
-	if err != nil {
-		return api.ErrInternal.With(fmt.Sprintf("write the state: %v", err))
-	}
-	s.endAll(req.Now)
-	s.do(func() {
-		s.listeners.release(s.held)
-		s.held = nil
-		s.refreshStatusText()
-	})
-	s.emit(api.Event{Type: api.EventService, Text: "stopped by " + req.By})
-	return nil
-}
-
-// startAgain undoes stop, and waits until the committed release serves or failed to.
-func (s *Supervisor) startAgain(ctx context.Context, by string) error {
-	var serving, empty bool
-	s.do(func() {
-		s.running = true
-		serving, empty = s.serving != nil, s.state.Committed == nil
-		s.keeper.stopWaiting()
-	})
-	if serving {
-		return nil
-	}
-	if empty {
-		e := api.ErrNotFound.With("there is no release to start")
-		e.Hint = "push one: hotdeploy push HOST"
-		return e
-	}
-	if err := s.changeState(func(st *store.State) { st.Stopped = nil }); err != nil {
-		return api.ErrInternal.With(fmt.Sprintf("write the state: %v", err))
-	}
-	s.bindCommitted()
-	u, err := s.begin(api.UpgradeRequest{Kind: api.KindStart, By: by})
-	if err != nil {
-		return err
-	}
-	select {
-	case <-u.done:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if e := s.copyOf(u).Error; e != nil {
-		return e
-	}
-	return nil
-}
-
-// shutdown ends everything in order, because the daemon ends.
-func (s *Supervisor) shutdown() {
-	var busy *upgrade
-	var longest time.Duration
-	s.do(func() {
-		s.keeper.stopWaiting()
-		busy = s.busy
-		for _, g := range s.gens {
-			longest = max(longest, time.Duration(g.rel.Manifest.Spec.Run.StopAfter))
-		}
-	})
-	s.notify.ExtendTimeout(longest + 2*killTimeout)
-	if busy != nil {
-		<-busy.done // its context has ended with ours
-	}
-	s.endAll(false)
-	s.do(s.listeners.closeAll)
-}
-
-// stoppedThisBoot tells whether an operator's stop still holds: a reboot starts everything again, as systemd does.
-func stoppedThisBoot(st store.State) bool {
-	id, err := store.BootID()
-	return err == nil && st.Stopped != nil && st.Stopped.BootID == id
 }

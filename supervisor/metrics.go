@@ -1,8 +1,10 @@
 package supervisor
 
 import (
+	"maps"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -34,6 +36,10 @@ var (
 	descStarted     = desc("generation_start_time_seconds", "When the generation was started, in seconds since 1970.", "generation", "release", "state")
 	descUpgrades    = desc("upgrades_total", "Ended upgrades since the supervisor started.", "kind", "outcome")
 	descCrashes     = desc("crashes_total", "Serving generations that ended by themselves since the supervisor started.")
+	descMoved       = desc("connections_moved_total", "Live connections that moved from one generation to another since the supervisor started.")
+	descKept        = desc("connections_kept_total", "Live connections that stayed in a handoff, by the reason.", "reason")
+	descRefused     = desc("connections_refused_total", "Of those that stayed, how many the taking generation would not have.")
+	descPause       = desc("handoff_longest_pause_seconds", "The longest pause of a connection in the last handoff.")
 	descInFlight    = desc("upgrade_in_flight", "1 while an upgrade is in flight.")
 )
 
@@ -63,8 +69,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	var counted map[upgradeCount]int
-	var crashes int
+	var crashes, moved, refused int
+	var pause time.Duration
+	kept := map[string]int{}
 	c.s.do(func() {
+		moved, refused, pause = c.s.moved, c.s.refused, c.s.longestPause
+		maps.Copy(kept, c.s.kept)
 		counted = make(map[upgradeCount]int, len(c.s.counts))
 		for k, n := range c.s.counts {
 			counted[k] = n
@@ -74,6 +84,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for k, n := range counted {
 		ch <- prometheus.MustNewConstMetric(descUpgrades, prometheus.CounterValue, float64(n), k.kind, string(k.outcome))
 	}
+	for why, n := range kept {
+		ch <- prometheus.MustNewConstMetric(descKept, prometheus.CounterValue, float64(n), why)
+	}
+	ch <- prometheus.MustNewConstMetric(descMoved, prometheus.CounterValue, float64(moved))
+	ch <- prometheus.MustNewConstMetric(descRefused, prometheus.CounterValue, float64(refused))
+	gauge(descPause, pause.Seconds())
 	ch <- prometheus.MustNewConstMetric(descCrashes, prometheus.CounterValue, float64(crashes))
 }
 

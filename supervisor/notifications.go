@@ -1,7 +1,9 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
+	"net"
 
 	"github.com/hotdeploy/hotdeploy/systemd"
 )
@@ -14,14 +16,18 @@ type earlyMessage struct {
 	pid int
 }
 
-// readNotifications hands the apps' sd_notify messages to the loop. It ends when the socket is closed.
+// readNotifications hands the apps' sd_notify messages to the loop. It ends when the socket is closed, not with s.ctx: an app
+// that is told to stop may have much to say, and would wait for us to read it.
 func (s *Supervisor) readNotifications() {
 	for {
-		msg, sender, err := s.notified.Recv(s.ctx)
+		msg, sender, err := s.notified.Recv(context.Background())
 		switch {
 		case errors.Is(err, systemd.ErrMalformed):
 			s.logf("ignored a notification from pid %d: %v", sender.PID, err)
+		case errors.Is(err, net.ErrClosed):
+			return
 		case err != nil:
+			s.logf("no notification arrives any more: %v", err)
 			return
 		default:
 			s.do(func() { s.notification(msg, sender.PID) })
@@ -38,7 +44,7 @@ func (s *Supervisor) notification(msg systemd.Message, pid int) {
 			return
 		}
 	}
-	if s.busy != nil && len(s.early) < maxEarly {
+	if s.launching && len(s.early) < maxEarly {
 		s.early = append(s.early, earlyMessage{msg, pid})
 	}
 }

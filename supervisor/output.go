@@ -6,6 +6,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // keptOutput is how many bytes of a generation's output are kept for logs and for the error when it fails.
@@ -118,8 +120,31 @@ func (o *output) close() {
 	if o == nil {
 		return
 	}
-	// End of file comes with the last process of the tree. One that escaped from it may still hold the other end, but not us.
+	// End of file comes with the last process of the tree. One that escaped from it may still hold the other end, and whoever
+	// reads what is relayed may have stopped to do so, but neither holds us.
 	o.read.SetReadDeadline(time.Now().Add(time.Second))
-	<-o.done
+	timer := time.NewTimer(2 * time.Second)
+	defer timer.Stop()
+	select {
+	case <-o.done:
+	case <-timer.C:
+	}
 	o.read.Close()
+}
+
+// dup is another descriptor of the same open file.
+func dup(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var d int
+	var dupErr error
+	if err := raw.Control(func(fd uintptr) { d, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, os.NewSyscallError("dup", dupErr)
+	}
+	return os.NewFile(uintptr(d), f.Name()), nil
 }

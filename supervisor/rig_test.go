@@ -36,6 +36,7 @@ type rig struct {
 	cfg    config.Daemon
 	client *api.Client
 	addr   string // of the app's listener
+	app    string // the app's binary; empty: wsecho
 	log    *logBuffer
 	stop   func()
 }
@@ -138,7 +139,10 @@ func (r *rig) install(version string, changes ...change) {
 func (r *rig) tryInstall(version string, changes ...change) error {
 	r.t.Helper()
 	src := filepath.Join(r.dir, "src-"+version)
-	copyFile(r.t, apps.Build(r.t, "wsecho", "", ""), filepath.Join(src, "bin/wsecho"))
+	if r.app == "" {
+		r.app = apps.Build(r.t, "wsecho", "", "")
+	}
+	copyFile(r.t, r.app, filepath.Join(src, "bin/wsecho"))
 	spec := release.Spec{Run: release.Run{Command: []string{"bin/wsecho"}, Env: map[string]string{}},
 		Listeners: []release.Listener{{Name: "http", Network: "tcp", Address: r.addr}}}
 	spec.SetDefaults()

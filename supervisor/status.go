@@ -14,24 +14,29 @@ import (
 func (s *Supervisor) status() api.Status {
 	var st api.Status
 	var gens []*generation
-	s.do(func() {
-		st = api.Status{API: api.Version, Daemon: daemonInfo(s), Service: s.opt.Config.Service, State: s.stateWord(),
-			Committed: s.state.Committed, Previous: s.state.Previous, Last: s.last, Listeners: s.listenerInfo()}
-		if s.busy != nil {
-			c := s.busy.record
-			c.Phases = append([]api.PhaseTime(nil), c.Phases...)
-			st.Upgrade = &c
-		}
-		gens = s.ordered()
-		for _, g := range gens {
-			st.Generations = append(st.Generations, g.info())
-		}
-	})
+	s.do(func() { st, gens = s.picture() })
 	st.Daemon.RSS = procs.ResidentBytes(os.Getpid())
-	askKernel(gens, st.Generations)
+	for i, g := range gens {
+		g.askKernel(&st.Generations[i])
+	}
 	st.Seq = s.events.last()
 	st.Text = statusText(&st)
 	return st
+}
+
+// picture is the status as far as the loop knows it, with the generations in the same order. Its text is not complete yet.
+func (s *Supervisor) picture() (api.Status, []*generation) {
+	st := api.Status{API: api.Version, Daemon: daemonInfo(s), Service: s.opt.Config.Service, State: s.stateWord(),
+		Text: s.stateText(), Committed: s.state.Committed, Previous: s.state.Previous, Last: s.last, Listeners: s.listenerInfo()}
+	if s.busy != nil {
+		c := s.busy.copied()
+		st.Upgrade = &c
+	}
+	gens := s.ordered()
+	for _, g := range gens {
+		st.Generations = append(st.Generations, g.info())
+	}
+	return st, gens
 }
 
 // ordered returns the generations as an operator wants to read them: serving, then starting, then draining from new to old.
@@ -41,10 +46,10 @@ func (s *Supervisor) ordered() []*generation {
 		gens = append(gens, g)
 	}
 	rank := func(g *generation) int {
-		switch g.state {
-		case api.GenServing:
+		switch {
+		case g == s.serving:
 			return 0
-		case api.GenStarting, api.GenSoaking:
+		case g.state == api.GenStarting, g.state == api.GenSoaking:
 			return 1
 		}
 		return 2
@@ -60,25 +65,27 @@ func (s *Supervisor) ordered() []*generation {
 
 func (g *generation) info() api.Generation {
 	return api.Generation{Number: g.number, Release: g.rel.Ref, State: g.state, PID: g.group.Pid(), Started: g.started,
-		Ready: g.readyAt, Draining: g.draining, Deadline: g.deadline, Text: g.text, Health: g.health, Connections: -1, RSS: -1}
+		Ready: g.readyAt, Draining: g.draining, Deadline: g.deadline, Text: g.text, Health: g.health, Connections: g.sampled, RSS: -1, Handoff: g.handoff}
 }
 
-// askKernel fills in what the kernel knows of gens: processes, memory, connections.
-func askKernel(gens []*generation, infos []api.Generation) {
-	for i, g := range gens {
-		pids := g.group.Pids()
-		infos[i].Processes = len(pids)
-		infos[i].RSS = g.group.RSS()
-		if n, err := sockets.Connections(pids, g.listening()); err == nil {
-			infos[i].Connections = n
-		}
+// askKernel fills in what the kernel knows of g: processes, memory, connections.
+func (g *generation) askKernel(info *api.Generation) {
+	info.Connections = -1
+	pids, err := g.pids()
+	if err != nil {
+		return
+	}
+	info.Processes = len(pids)
+	info.RSS = g.group.RSS()
+	if n, err := sockets.Connections(pids, g.listening()); err == nil {
+		info.Connections = n
 	}
 }
 
 func (s *Supervisor) listenerInfo() []api.Listener {
 	var ls []api.Listener
-	for _, k := range s.listeners.open {
-		l := api.Listener{Listener: k.Listener, Source: "bound", Bound: k.Addr}
+	for _, k := range s.listeners.ordered(s.held) {
+		l := api.Listener{Listener: k.as, Source: "bound", Bound: k.Addr}
 		if k.fromSystemd {
 			l.Source = "systemd"
 		}
@@ -92,7 +99,7 @@ func (s *Supervisor) stateWord() string {
 	switch {
 	case s.serving != nil:
 		return api.StateServing
-	case !s.running:
+	case !s.running():
 		return api.StateStopped
 	case s.state.Committed == nil:
 		return api.StateEmpty
@@ -104,20 +111,7 @@ func (s *Supervisor) stateWord() string {
 
 // statusText is the sentence of systemctl status and of hotdeploy status.
 func statusText(st *api.Status) string {
-	var text string
-	switch st.State {
-	case api.StateServing:
-		g := st.Generations[0]
-		text = fmt.Sprintf("serving %s (generation %d)", g.Release.Version, g.Number)
-	case api.StateEmpty:
-		text = "no release yet: hotdeploy push"
-	case api.StateStopped:
-		text = "stopped by an operator"
-	case api.StateCrashed:
-		text = st.Committed.Version + " crashed and is about to be restarted"
-	default:
-		text = "starting " + st.Committed.Version
-	}
+	text := st.Text
 	if u := st.Upgrade; u != nil && u.Kind != api.KindStart {
 		text += fmt.Sprintf(", %s of %s in phase %s", u.Kind, u.To.Version, u.Phase)
 	}
@@ -136,6 +130,26 @@ func statusText(st *api.Status) string {
 		text += fmt.Sprintf(", %d draining", draining)
 	}
 	return text
+}
+
+// stateText is its first part. On the loop.
+func (s *Supervisor) stateText() string {
+	word := s.stateWord()
+	switch {
+	case s.stopping != nil:
+		return "stopping, as " + s.stopping.by + " wishes"
+	case word == api.StateServing:
+		return fmt.Sprintf("serving %s (generation %d)", s.serving.rel.Version, s.serving.number)
+	case word == api.StateEmpty:
+		return "no release yet: hotdeploy push"
+	case word == api.StateStopped:
+		return "stopped by an operator"
+	case s.startFailure != "":
+		return s.state.Committed.Version + " does not come up and is tried again: " + s.startFailure
+	case word == api.StateCrashed:
+		return s.state.Committed.Version + " crashed and is about to be restarted"
+	}
+	return "starting " + s.state.Committed.Version
 }
 
 func plural(n int, what string) string {
@@ -158,32 +172,15 @@ func (s *Supervisor) servingText() string {
 	return fmt.Sprintf("nothing is serving: release %s is to be started", s.state.Committed.Version)
 }
 
-// refreshStatusText tells systemd what systemctl status shows, in the background since asking the kernel takes its time.
-// Requests that come meanwhile are served by the one after. On the loop.
+// refreshStatusText tells systemd what systemctl status shows, from what is known: the kernel is not asked for it. On the
+// loop.
 func (s *Supervisor) refreshStatusText() {
-	if s.refreshing {
-		s.refreshAgain = true
-		return
-	}
 	if !s.notify.Enabled() {
 		return
 	}
-	s.refreshing = true
-	s.background(func() {
-		st := s.status()
-		var changed bool
-		s.do(func() {
-			changed, s.statusText = s.statusText != st.Text, st.Text
-			s.refreshing = false
-			if s.refreshAgain {
-				s.refreshAgain = false
-				s.refreshStatusText()
-			}
-		})
-		if changed {
-			if err := s.notify.Status(st.Text); err != nil {
-				s.logf("%v", err)
-			}
-		}
-	})
+	st, _ := s.picture()
+	if text := statusText(&st); text != s.text {
+		s.text = text
+		s.teller.status(text)
+	}
 }

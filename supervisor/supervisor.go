@@ -8,10 +8,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/config"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+	"github.com/hotdeploy/hotdeploy/internal/sockets"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 	"github.com/hotdeploy/hotdeploy/systemd"
 )
@@ -33,9 +36,12 @@ type Supervisor struct {
 	opt      Options
 	store    *store.Store
 	notify   systemd.Notifier
+	bind     func(l release.Listener, runDir string) (*sockets.Socket, error) // sockets.Bind
 	notified *systemd.NotifySocket
 	started  time.Time
+	bootID   string
 	events   *eventLog
+	teller   *teller
 
 	stateMu sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
 
@@ -43,23 +49,33 @@ type Supervisor struct {
 	stopped chan struct{}   // closed when the loop has ended
 	ctx     context.Context // ends when Run is asked to end; everything started here stops with it
 	wg      sync.WaitGroup  // goroutines other than the loop
+	wgMu    sync.Mutex      // protects ending; nothing blocks under it
+	ending  bool            // wg is being waited for
+
+	handoffs atomic.Int64 // numbers them
 
 	// owned by the loop
-	state                    store.State
-	gens                     map[int]*generation
-	serving                  *generation
-	listeners                *listenerSet
-	held                     []*socket // the committed release's, so that clients can wait in the queue while no generation runs
-	busy                     *upgrade  // in flight
-	last                     *api.Upgrade
-	running                  bool // the service should run: not stopped by an operator
-	keeper                   keeper
-	early                    []earlyMessage // notify messages from a process that is not registered yet
-	outputs                  []*output      // of the newest generations, without a journal
-	counts                   map[upgradeCount]int
-	crashes                  int
-	statusText               string // as systemd knows it
-	refreshing, refreshAgain bool
+	state        store.State
+	gens         map[int]*generation
+	serving      *generation
+	listeners    *listenerSet
+	held         []*socket // the committed release's, so that clients can wait in the queue while no generation runs
+	busy         *upgrade  // in flight
+	last         *api.Upgrade
+	stopping     *stopping       // an operator's stop under way
+	pruning      <-chan struct{} // closed when old releases have been removed; nil: nobody removes any
+	keeper       keeper
+	startFailure string         // why the last start failed; empty since something serves
+	launching    bool           // a process is being started and not registered yet
+	early        []earlyMessage // notify messages from a process that is not registered yet
+	outputs      []*output      // of the newest generations, without a journal
+	counts       map[upgradeCount]int
+	crashes      int
+	moved        int // connections, since the start
+	refused      int
+	kept         map[string]int
+	longestPause time.Duration // of the last handoff
+	text         string        // the status text as systemd knows it
 }
 
 // New takes the service's folders under its lock. A second daemon for the same service gets store.ErrLocked, a damaged state
@@ -75,6 +91,11 @@ func New(opt Options) (*Supervisor, error) {
 		st.Close()
 		return nil, err
 	}
+	bootID, err := store.BootID()
+	if err != nil {
+		st.Close()
+		return nil, err
+	}
 	if err := os.MkdirAll(opt.Config.RunDir, 0o750); err != nil {
 		st.Close()
 		return nil, fmt.Errorf("make the run directory: %w", err)
@@ -85,12 +106,12 @@ func New(opt Options) (*Supervisor, error) {
 		return nil, fmt.Errorf("listen for the app's notifications: %w", err)
 	}
 	s := &Supervisor{
-		opt: opt, store: st, notified: sock, started: time.Now(), events: newEventLog(), state: state,
-		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{},
-		running: !stoppedThisBoot(state),
+		opt: opt, store: st, bind: sockets.Bind, notified: sock, started: time.Now(), bootID: bootID, events: newEventLog(), teller: newTeller(), state: state,
+		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{}, kept: map[string]int{},
+		keeper: keeper{policy: defaultRestart()},
 	}
 	s.listeners = newListenerSet(opt.Config.RunDir, opt.Sockets, func(k *socket) {
-		s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("closed listener %s (%s)", k.Listener.Name, k.Addr)})
+		s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("closed listener %s (%s)", k.as.Name, k.Addr)})
 	})
 	return s, nil
 }
@@ -109,9 +130,14 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.wg.Go(func() { s.readNotifications() })
+	s.background(s.readNotifications)
 	loopCtx, endLoop := context.WithCancel(context.Background())
 	go s.loop(loopCtx)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		s.teller.run(loopCtx.Done(), s.logf)
+	}()
 	s.recoverUpgrade()
 	s.bindCommitted()
 	server := s.serveControl(control)
@@ -124,9 +150,10 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	s.shutdown()
 	server.shutdown()
 	s.notified.Close() // ends readNotifications
-	s.wg.Wait()
+	s.wait()
 	endLoop()
 	<-s.stopped
+	<-told
 	return nil
 }
 
@@ -144,7 +171,7 @@ func (s *Supervisor) loop(ctx context.Context) {
 		case f := <-s.calls:
 			f()
 		case <-feed:
-			s.notify.Watchdog()
+			s.teller.watchdog()
 		case <-ctx.Done():
 			return
 		}
@@ -161,13 +188,36 @@ func (s *Supervisor) do(f func()) {
 	}
 }
 
-// background starts f, which must end soon after s.ctx does or when what it watches has ended.
-func (s *Supervisor) background(f func()) { s.wg.Go(f) }
+// background starts f, which must end soon after s.ctx does or when what it watches has ended. When Run already waits for the
+// last ones nothing is started any more: nobody would wait for it.
+func (s *Supervisor) background(f func()) {
+	s.wgMu.Lock()
+	defer s.wgMu.Unlock()
+	if !s.ending {
+		s.wg.Go(f)
+	}
+}
 
-// after calls f on the loop when d has passed, unless the returned function is called before or the supervisor ends.
+// wait lets nothing begin any more and waits until all has ended.
+func (s *Supervisor) wait() {
+	s.wgMu.Lock()
+	s.ending = true
+	s.wgMu.Unlock()
+	s.wg.Wait()
+}
+
+// after calls f on the loop when d has passed, unless the returned function is called before, on the loop, or the supervisor
+// ends.
 func (s *Supervisor) after(d time.Duration, f func()) (cancel func()) {
-	t := time.AfterFunc(d, func() { s.do(f) })
-	return func() { t.Stop() }
+	cancelled := false // owned by the loop
+	t := time.AfterFunc(d, func() {
+		s.do(func() {
+			if !cancelled {
+				f()
+			}
+		})
+	})
+	return func() { cancelled = true; t.Stop() }
 }
 
 // changeState writes a changed state to disk, then makes it the current one. On an error nothing has changed.
@@ -184,29 +234,37 @@ func (s *Supervisor) changeState(change func(*store.State)) error {
 	return nil
 }
 
-// recoverUpgrade closes the books on an upgrade that a crash or a power cut interrupted: it was not committed, so the release
-// before it is the one that boots. Without such a one the last is that of the history: who lost the line still asks for it.
+// recoverUpgrade closes the books on an upgrade that a crash or a power cut interrupted: without its commit on the disk the release
+// before it is the one that boots. Without such an upgrade the last is that of the history: who lost the line still asks for it.
 func (s *Supervisor) recoverUpgrade() {
-	var u *api.Upgrade
-	s.do(func() { u = s.state.Upgrade })
-	if u == nil || u.Kind == api.KindStart { // a start is no operator's doing, and begins anew
+	var interrupted *api.Upgrade
+	s.do(func() { interrupted = s.state.Upgrade })
+	if interrupted == nil {
 		s.recallLast()
 		return
 	}
-	now := time.Now()
-	u.Finished, u.Outcome = &now, api.NothingChanged
-	u.Error = api.ErrInternal.With(fmt.Sprintf("the supervisor ended during the upgrade to %s, in phase %s", u.To.Version, u.Phase))
-	if c := s.state.Committed; c != nil && *c == u.To {
-		u.Outcome, u.Error = api.Done, nil // it was the commit that was interrupted, and that one is atomic
-	}
-	if err := s.store.AppendHistory(*u); err != nil {
-		s.logf("record the interrupted upgrade: %v", err)
+	u, err := s.store.FindUpgrade(interrupted.ID) // it may have ended, and only that was not noted any more
+	if err != nil {
+		u = closed(*interrupted, time.Now())
+		if err := s.store.AppendHistory(u); err != nil {
+			s.logf("record the interrupted upgrade: %v", err)
+		}
 	}
 	if err := s.changeState(func(st *store.State) { st.Upgrade = nil }); err != nil {
 		s.logf("forget the interrupted upgrade: %v", err)
 	}
-	s.do(func() { s.last = u })
-	s.emit(api.Event{Type: api.EventUpgrade, Upgrade: u, Text: fmt.Sprintf("upgrade to %s was interrupted: %s", u.To.Version, u.Outcome)})
+	s.do(func() { s.last = &u })
+	s.emit(api.Event{Type: api.EventUpgrade, Upgrade: &u, Text: fmt.Sprintf("%s of %s was interrupted: %s", u.Kind, u.To.Version, u.Outcome)})
+}
+
+// closed is an upgrade as it ended when the supervisor did. The disk knows one phase of it for sure: the commit.
+func closed(u api.Upgrade, now time.Time) api.Upgrade {
+	u.Finished, u.Outcome = &now, api.Done
+	if u.Phase != api.PhaseCommit {
+		u.Outcome = api.NothingChanged
+		u.Error = api.ErrInternal.With(fmt.Sprintf("the supervisor ended during the %s of %s, before it was committed", u.Kind, u.To.Version))
+	}
+	return u
 }
 
 // recallLast takes the newest upgrade of the history for the last one.

@@ -238,10 +238,10 @@ func TestRetire_EndsADrainingGeneration(t *testing.T) {
 	first := r.push("1", func(s *release.Spec) { s.Drain.Spread = 0 })
 	l := startLoad(t, r.addr, 20, 0)
 	second := r.push("2")
-	if err := r.client.Retire(r.ctx(), second.Generation); !errors.Is(err, api.ErrConflict) {
+	if err := r.client.Retire(r.ctx(), second.Generation, false); !errors.Is(err, api.ErrConflict) {
 		t.Errorf("the serving one: %v", err)
 	}
-	if err := r.client.Retire(r.ctx(), first.Generation); err != nil {
+	if err := r.client.Retire(r.ctx(), first.Generation, true); err != nil {
 		t.Fatal(err)
 	}
 	r.await(func(e api.Event) bool {

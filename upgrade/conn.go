@@ -64,6 +64,7 @@ type conn struct {
 	offer   *offer
 	session *session
 	resumed bool
+	arrived bool // adopted, and its app has come to a Read after its answer
 }
 
 func newConn(sock socket, l *listener) *conn {

@@ -19,6 +19,7 @@ import (
 type offer struct {
 	conn *conn
 	done chan struct{} // closed when it is sealed, or stays
+	told time.Time     // when the app was: the client's pause began
 	why  Reason
 }
 

@@ -11,6 +11,8 @@ type httpCodec struct {
 	asked             uint8      // requests delivered, not answered
 	heads             uint64     // one bit for each of them: HEAD; the lowest is the oldest
 	answering, asking bool
+	served            bool // has answered
+	owes              bool // counts as busy until it has answered once more
 
 	opening  []byte // the request head that waits for its 101, as the client sent it
 	edited   []byte // what to deliver instead of the head just looked at; taken by the connection
@@ -178,6 +180,7 @@ func (c *httpCodec) sent(n int64) {
 // answered counts one request off.
 func (c *httpCodec) answered() {
 	c.answering, c.opening = false, nil
+	c.served, c.owes = true, false
 	c.asked--
 	c.heads >>= 1
 }
@@ -200,6 +203,6 @@ func (c *httpCodec) stays() Reason { return c.why }
 
 // busy: a request in flight is waited for. A Read of a single byte is net/http watching for the client to go away while a handler runs, even
 // if the answer is complete: an error there would cancel the request's context.
-func (c *httpCodec) busy(size int) bool { return c.asked > 0 || c.asking || size < 2 }
+func (c *httpCodec) busy(size int) bool { return c.asked > 0 || c.asking || c.owes || size < 2 }
 
 func (c *httpCodec) settled() bool { return !c.answering && len(c.outHead) == 0 }

@@ -25,7 +25,10 @@ type listener struct {
 	adopted []*conn    // not accepted yet
 	paused  bool       // new ones stay in the kernel's queue
 	closed  bool
+	retired bool          // the socket is closed, and Accept waits: only connections that come back are accepted
+	asking  int           // calls of Accept that are in the socket, or hold what came out of it
 	changed chan struct{} // closed when something changed while Accept waits without the socket
+	still   chan struct{} // closed when asking is 0
 }
 
 func newListener(base socketListener, name string, p Protocol) *listener {
@@ -46,10 +49,15 @@ func (l *listener) Accept() (net.Conn, error) {
 			continue
 		}
 		raw, err := l.base.Accept()
+		var accepted net.Conn
 		if err == nil {
-			return l.wrap(raw), nil
+			accepted = l.wrap(raw)
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
+		retired := l.asked()
+		if err == nil {
+			return accepted, nil
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) && !retired {
 			return nil, err
 		}
 	}
@@ -67,14 +75,52 @@ func (l *listener) next() (c *conn, wait <-chan struct{}, err error) {
 		return nil, nil, opErrorListener(l)
 	}
 	l.adopted = nil
-	if l.paused {
+	if l.paused || l.retired {
 		if l.changed == nil {
 			l.changed = make(chan struct{})
 		}
 		return nil, l.changed, nil
 	}
 	l.base.SetDeadline(time.Time{})
+	l.asking++
 	return nil, nil, nil
+}
+
+// asked is called when an Accept has come back from the socket, and what it got is in the list.
+func (l *listener) asked() (retired bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asking--; l.asking == 0 && l.still != nil {
+		close(l.still)
+		l.still = nil
+	}
+	return l.retired
+}
+
+// rest waits until no Accept is in the socket any more: after it, all connections are in the list. Pause or retire it before.
+func (l *listener) rest() {
+	l.mu.Lock()
+	if l.asking == 0 {
+		l.mu.Unlock()
+		return
+	}
+	if l.still == nil {
+		l.still = make(chan struct{})
+	}
+	still := l.still
+	l.mu.Unlock()
+	<-still
+}
+
+// retire gives the socket back for good. The app's Accept does not notice: it waits, so that an app that takes an error there for its end lives
+// as long as its connections.
+func (l *listener) retire() {
+	l.mu.Lock()
+	l.retired = true
+	l.wakeLocked()
+	l.mu.Unlock()
+	l.base.Close()
+	l.rest()
 }
 
 func opErrorListener(l *listener) error {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"time"
 )
 
 // Read implements net.Conn. It never returns bytes of one message together with the end of the one before.
@@ -51,6 +52,10 @@ func (c *conn) gateLocked(size int) (wait bool, err error) {
 		if c.ending {
 			return false, opError("read", c.sock, net.ErrClosed)
 		}
+		if !c.arrived {
+			c.arrived = true
+			c.notifyLocked()
+		}
 		return true, c.waitLocked()
 	case refused:
 		return false, io.EOF
@@ -79,7 +84,7 @@ func (c *conn) pauseLocked(size int) (wait bool, err error) {
 		return false, nil
 	}
 	if c.offer != nil {
-		c.state = told
+		c.state, c.offer.told = told, time.Now()
 		c.notifyLocked()
 		return false, ErrHandoff
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 )
 
 // Session is what an app knows of a connection across releases. The nil Session is one of a connection that cannot move: its
@@ -64,8 +65,35 @@ func (s *Session) Save(version uint32, save func() ([]byte, error)) {
 var live = registry{byAddr: map[net.Addr]*conn{}}
 
 type registry struct {
-	mu     sync.RWMutex // protects byAddr
-	byAddr map[net.Addr]*conn
+	mu      sync.RWMutex // protects what follows
+	byAddr  map[net.Addr]*conn
+	changed chan struct{} // closed when one has gone and somebody waits for it
+}
+
+// lingering counts connections that are closed for the app and still write; they are in no list.
+var lingering atomic.Int64
+
+// change returns a channel that is closed when the next connection has gone.
+func (r *registry) change() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.changed == nil {
+		r.changed = make(chan struct{})
+	}
+	return r.changed
+}
+
+func (r *registry) notify() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.notifyLocked()
+}
+
+func (r *registry) notifyLocked() {
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
+	}
 }
 
 func (r *registry) session(addr net.Addr) *Session {
@@ -92,6 +120,7 @@ func (r *registry) remove(c *conn) {
 	defer r.mu.Unlock()
 	if addr := c.LocalAddr(); r.byAddr[addr] == c {
 		delete(r.byAddr, addr)
+		r.notifyLocked()
 	}
 }
 

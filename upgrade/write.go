@@ -241,6 +241,8 @@ func (c *conn) flush() {
 	if c.ending {
 		c.ending = false
 		c.sock.Close()
+		lingering.Add(-1)
+		live.notify()
 	}
 }
 
@@ -250,6 +252,7 @@ const lingerTime = time.Minute
 // lingerLocked closes for the app at once and for the client after the last byte.
 func (c *conn) lingerLocked() {
 	c.state, c.ending = closed, true
+	lingering.Add(1)
 	c.sock.SetWriteDeadline(time.Now().Add(lingerTime))
 	c.listener.remove(c)
 	c.stayLocked(ReasonClosed)

@@ -188,6 +188,9 @@ func (a *app) one(h *host, do func(h *host) error) error {
 		return err
 	}
 	f := remote.Explain(h.name, err)
+	if f.State == "" {
+		f.State = "nothing was changed; what is serving could not be asked"
+	}
 	h.answer.Outcome, h.answer.Error = f.Outcome, newAnswerError(f.Error(), f.State, f.Hint, f)
 	return &hostError{h.name, f}
 }

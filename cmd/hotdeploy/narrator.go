@@ -81,14 +81,18 @@ func (n *narrator) enter(phase string) {
 	}
 }
 
-func (n *narrator) phase(phase string, took time.Duration) {
+func (n *narrator) phase(p api.PhaseTime) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.pending {
 		fmt.Fprint(n.w, "\r")
 		n.pending = false
 	}
-	fmt.Fprintf(n.w, "  %-8s %.1fs\n", phase, took.Seconds())
+	line := fmt.Sprintf("  %-8s %.1fs", p.Phase, p.Took.Seconds())
+	if p.Text != "" {
+		line += "   " + p.Text
+	}
+	fmt.Fprintln(n.w, line)
 }
 
 func (n *narrator) event(e api.Event) {

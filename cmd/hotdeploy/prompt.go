@@ -1,11 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
-	"strings"
 
 	"golang.org/x/term"
 
@@ -28,28 +28,29 @@ func askTerminal(ctx context.Context, prompt string, secret bool) (string, error
 	if err != nil {
 		return "", fmt.Errorf("ask at the terminal: %w", err)
 	}
-	fd := int(tty.Fd()) // blocking from here on: nobody else reads this file
-	before, err := term.GetState(fd)
+	fd := int(tty.Fd())             // blocking from here on: nobody else reads this file
+	before, err := term.MakeRaw(fd) // before the prompt: whoever types fast must not see a secret either
 	if err != nil {
 		tty.Close()
 		return "", fmt.Errorf("ask at the terminal: %w", err)
 	}
-	fmt.Fprint(tty, prompt)
 	type line struct {
 		text string
 		err  error
 	}
 	read := make(chan line, 1)
 	go func() {
-		text, err := readLine(tty, fd, secret)
+		text, err := readLine(tty, prompt, secret)
 		read <- line{text, err}
 	}()
 	select {
 	case l := <-read:
-		if secret {
+		term.Restore(fd, before)
+		defer tty.Close()
+		if errors.Is(l.err, io.EOF) { // ^C, which is no signal while the terminal is raw
 			fmt.Fprintln(tty)
+			return "", interruptSelf(ctx)
 		}
-		tty.Close()
 		return l.text, l.err
 	case <-ctx.Done():
 		term.Restore(fd, before)
@@ -58,11 +59,28 @@ func askTerminal(ctx context.Context, prompt string, secret bool) (string, error
 	}
 }
 
-func readLine(tty *os.File, fd int, secret bool) (string, error) {
+func readLine(tty *os.File, prompt string, secret bool) (string, error) {
+	t := term.NewTerminal(oneByOne{tty}, prompt)
 	if secret {
-		b, err := term.ReadPassword(fd)
-		return string(b), err
+		return t.ReadPassword(prompt)
 	}
-	text, err := bufio.NewReader(tty).ReadString('\n')
-	return strings.TrimRight(text, "\r\n"), err
+	return t.ReadLine()
+}
+
+// oneByOne leaves what is typed ahead to whoever reads next.
+type oneByOne struct{ *os.File }
+
+func (o oneByOne) Read(p []byte) (int, error) { return o.File.Read(p[:min(len(p), 1)]) }
+
+// interruptSelf makes a ^C that was read one that was received.
+func interruptSelf(ctx context.Context) error {
+	self, err := os.FindProcess(os.Getpid())
+	if err == nil {
+		err = self.Signal(os.Interrupt)
+	}
+	if err != nil {
+		return fmt.Errorf("interrupt: %w", err)
+	}
+	<-ctx.Done()
+	return context.Cause(ctx)
 }

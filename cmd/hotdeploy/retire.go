@@ -8,12 +8,14 @@ import (
 )
 
 func (a *app) retireCommand() *cobra.Command {
-	return &cobra.Command{
+	var atOnce bool
+	cmd := &cobra.Command{
 		Use:   "retire [HOST] GENERATION",
 		Short: "End one draining generation",
 		Long: `Retire ends an old generation that still has connections: they are closed, spread over the time that the release allows for
-that. The numbers are in the status.` + exitCodes,
-		Example:           `  hotdeploy retire web-1 7`,
+that, or with --now all at once. The numbers are in the status.` + exitCodes,
+		Example: `  hotdeploy retire web-1 7
+  hotdeploy retire web-1 7 --now`,
 		Args:              cobra.RangeArgs(1, 2),
 		ValidArgsFunction: a.completeHost,
 		RunE: runs(func(cmd *cobra.Command, args []string) error {
@@ -33,17 +35,19 @@ that. The numbers are in the status.` + exitCodes,
 			if err != nil {
 				return err
 			}
-			return a.each([]*host{h}, func(h *host) error { return h.retire(cmd, n) })
+			return a.each([]*host{h}, func(h *host) error { return h.retire(cmd, n, atOnce) })
 		}),
 	}
+	cmd.Flags().BoolVar(&atOnce, "now", false, "close its connections all at once")
+	return cmd
 }
 
-func (h *host) retire(cmd *cobra.Command, n int) error {
+func (h *host) retire(cmd *cobra.Command, n int, atOnce bool) error {
 	c, _, err := h.begin(cmd.Context())
 	if err != nil {
 		return err
 	}
-	if err := c.Retire(cmd.Context(), n); err != nil {
+	if err := c.Retire(cmd.Context(), n, atOnce); err != nil {
 		return err
 	}
 	h.answer.Generation = n

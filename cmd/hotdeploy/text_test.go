@@ -87,10 +87,11 @@ func TestNarrator_NoTerminal_LinesForStartAndEndOnly(t *testing.T) {
 	}
 	n.transfer(remote.Transfer{Files: 2, Total: first.Total, Resumed: first.Resumed, Done: first.Total, Ended: true})
 	n.enter("soak")
-	n.phase("soak", 10*time.Second)
+	n.phase(api.PhaseTime{Phase: "soak", Took: 10 * time.Second})
+	n.phase(api.PhaseTime{Phase: "handoff", Took: 300 * time.Millisecond, Text: "moved 100, longest pause 12ms"})
 	n.finish()
 	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
-	if len(lines) != 3 || lines[0] != "web-1: uploading 2 files, 2.0 MB (1.0 MB are there already)" ||
+	if len(lines) != 4 || lines[3] != "  handoff  0.3s   moved 100, longest pause 12ms" || lines[0] != "web-1: uploading 2 files, 2.0 MB (1.0 MB are there already)" ||
 		!strings.HasPrefix(lines[1], "web-1: uploaded 2.0 MB in ") || lines[2] != "  soak     10.0s" {
 		t.Errorf("lines %q", lines)
 	}
@@ -100,7 +101,7 @@ func TestNarrator_Terminal_LeavesNoLineHalfWritten(t *testing.T) {
 	var b bytes.Buffer
 	n := &narrator{w: &b, name: "web-1", terminal: true}
 	n.enter("start")
-	n.phase("start", time.Second)
+	n.phase(api.PhaseTime{Phase: "start", Took: time.Second})
 	n.enter("soak")
 	n.say("cancelling")
 	n.finish()

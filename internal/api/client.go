@@ -116,9 +116,13 @@ func (c *Client) Stop(ctx context.Context, r StopRequest) (Status, error) {
 	return ask[Status](ctx, c, http.MethodPost, "/stop", r)
 }
 
-// Retire ends one draining generation.
-func (c *Client) Retire(ctx context.Context, generation int) error {
-	_, err := ask[json.RawMessage](ctx, c, http.MethodDelete, "/generations/"+strconv.Itoa(generation), nil)
+// Retire ends one draining generation: its connections are closed over the time that its release asks for, or all at once.
+func (c *Client) Retire(ctx context.Context, generation int, atOnce bool) error {
+	path := "/generations/" + strconv.Itoa(generation)
+	if atOnce {
+		path += "?now=1"
+	}
+	_, err := ask[json.RawMessage](ctx, c, http.MethodDelete, path, nil)
 	return err
 }
 

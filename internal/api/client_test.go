@@ -76,7 +76,8 @@ func TestClient_EachVerb_AsksWhatTheAPISays(t *testing.T) {
 		{"DELETE /v1/upgrades/a%2Fb ", func(c *Client) error { _, err := c.Cancel(ctx, "a/b"); return err }},
 		{`POST /v1/start {"by":"me","now":false}`, func(c *Client) error { _, err := c.Start(ctx, StopRequest{By: "me"}); return err }},
 		{`POST /v1/stop {"by":"me","now":true}`, func(c *Client) error { _, err := c.Stop(ctx, StopRequest{By: "me", Now: true}); return err }},
-		{"DELETE /v1/generations/41 ", func(c *Client) error { return c.Retire(ctx, 41) }},
+		{"DELETE /v1/generations/41 ", func(c *Client) error { return c.Retire(ctx, 41, false) }},
+		{"DELETE /v1/generations/41?now=1 ", func(c *Client) error { return c.Retire(ctx, 41, true) }},
 		{"GET /v1/logs?follow=1&lines=5&release=2 ", func(c *Client) error {
 			return c.Logs(ctx, LogQuery{Release: "2", Lines: 5, Follow: true}, io.Discard)
 		}},

@@ -14,7 +14,7 @@
 //	DELETE /v1/upgrades/{id}                cancel before the commit; Upgrade out when it has ended
 //	GET    /v1/events?since=SEQ&follow=1    one Event a line
 //	POST   /v1/start, /v1/stop              StopRequest in, Status out
-//	DELETE /v1/generations/{number}         retire: end one draining generation
+//	DELETE /v1/generations/{number}         retire: end one draining generation, with ?now=1 at once
 //	GET    /v1/logs?release=V&lines=N&follow=1   text; only where the daemon holds the output itself (no journal)
 //	GET    /metrics                         Prometheus text
 //

@@ -62,6 +62,7 @@ type Generation struct {
 	RSS         int64       `json:"rss_bytes"`   // of its whole process tree; -1: unknown
 	Text        string      `json:"text"`        // its own STATUS=
 	Health      string      `json:"health"`      // "", "ok", or why the last check failed
+	Handoff     *Handoff    `json:"handoff"`     // how it gave its connections away; nil: it did not
 }
 
 // The states of a generation.
@@ -123,7 +124,7 @@ type UpgradeRequest struct {
 	By      string `json:"by"`      // who asks, in words: shown to a second asker
 }
 
-// The phases of an upgrade, in order. Handoff is the seam for live connections: in it both generations accept.
+// The phases of an upgrade, in order. Handoff is there only if both releases can move connections.
 const (
 	PhaseVerify  = "verify"
 	PhaseStart   = "start"
@@ -131,6 +132,8 @@ const (
 	PhaseHandoff = "handoff"
 	PhaseSoak    = "soak"
 	PhaseCommit  = "commit"
+
+	PhaseBack = "back" // after a failure: connections go back to the old release. No upgrade is in it, but it took its time
 )
 
 // Upgrade is one upgrade, in flight or ended.
@@ -147,12 +150,27 @@ type Upgrade struct {
 	Phases     []PhaseTime  `json:"phases"`
 	Outcome    Outcome      `json:"outcome"` // empty while in flight
 	Error      *Error       `json:"error"`
+	Handoff    *Handoff     `json:"handoff"`     // of the old release's connections; nil: they stayed where they were
+	HandedBack *Handoff     `json:"handed_back"` // after a failure
 }
 
 // PhaseTime is how long one phase took.
 type PhaseTime struct {
 	Phase string        `json:"phase"`
 	Took  time.Duration `json:"took_ns"`
+	Text  string        `json:"text,omitempty"` // what came of it, in a line
+}
+
+// Handoff is what came of moving the connections of one generation to another.
+type Handoff struct {
+	From         int            `json:"from"` // generations
+	To           int            `json:"to"`
+	Took         time.Duration  `json:"took_ns"`
+	Moved        int            `json:"moved"`
+	Kept         map[string]int `json:"kept"`    // by reason
+	Refused      int            `json:"refused"` // of those kept, how many the new release would not have
+	LongestPause time.Duration  `json:"longest_pause_ns"`
+	Error        string         `json:"error,omitempty"` // why it ended early
 }
 
 // Event is one thing that happened. Seq grows by one from event to event of one daemon process.

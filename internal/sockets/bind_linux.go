@@ -8,124 +8,80 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/hotdeploy/hotdeploy/internal/release"
 )
 
-// Why a listener cannot be bound. An error's text tells more.
-var (
-	ErrInUse      = errors.New("the address is in use")
-	ErrPermission = errors.New("not permitted")
-	ErrMismatch   = errors.New("another kind of socket")
-)
+// maxLookup bounds the look-up of a listener's host name.
+const maxLookup = 10 * time.Second
 
-// Socket is a listening socket. It is blocking when it is made, as systemd's are; what the apps make of it is theirs.
-type Socket struct {
-	Listener release.Listener
-	File     *os.File
-	Addr     string // as the kernel says it, with the port that was chosen for port 0
-	unlink   string // remove this path at Close
-}
-
-// Close closes our copy, and removes the path of a unix socket that we made.
-func (s *Socket) Close() error {
-	if s.unlink != "" {
-		if err := os.Remove(s.unlink); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.File.Close()
-			return err
-		}
-	}
-	return s.File.Close()
-}
-
-// backlog is the listen queue that we ask for; the kernel cuts it to net.core.somaxconn.
-const backlog = 4096
-
-// Relisten sets the length of the listen queue again. Some apps call listen themselves on what they inherit (Node with 511, Python
-// with what it is told), and so shorten the queue for every generation.
-func (s *Socket) Relisten() error {
-	if s.Listener.Network == "udp" {
-		return nil
-	}
-	raw, err := s.File.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var listenErr error
-	err = raw.Control(func(fd uintptr) { listenErr = unix.Listen(int(fd), backlog) })
-	return errors.Join(err, os.NewSyscallError("listen", listenErr))
-}
-
-// Bind makes the socket of l. A relative unix path is below runDir. The caller closes it. Errors wrap ErrInUse, which names who
-// has the address as far as we may see it, or ErrPermission.
+// Bind makes the socket of l, as Go's net does but for MPTCP: with SO_REUSEADDR, the longest queue that the host allows, and on
+// ":port" for IPv4 and IPv6 at once. A relative unix path is below runDir. The caller closes it. Errors wrap ErrInUse, whose
+// text names who has the address as far as we may see it, or ErrPermission.
 func Bind(l release.Listener, runDir string) (*Socket, error) {
-	address := l.Address
 	if l.Network == "unix" {
-		if !filepath.IsAbs(address) {
-			address = filepath.Join(runDir, address)
+		path := l.Address
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(runDir, path)
 		}
-		return bindUnix(l, address)
+		return bindUnix(l, path)
 	}
-	var held syscall.Conn
-	var addr net.Addr
-	if l.Network == "udp" {
-		c, err := new(net.ListenConfig).ListenPacket(context.Background(), "udp", address)
-		if err != nil {
-			return nil, explain(l, err)
-		}
-		defer c.Close()
-		held, addr = c.(*net.UDPConn), c.LocalAddr()
-	} else {
-		c, err := new(net.ListenConfig).Listen(context.Background(), l.Network, address)
-		if err != nil {
-			return nil, explain(l, err)
-		}
-		defer c.Close()
-		held, addr = c.(*net.TCPListener), c.Addr()
+	ctx, cancel := context.WithTimeout(context.Background(), maxLookup)
+	defer cancel()
+	bound, addr, closer, err := listen(ctx, l)
+	if err != nil {
+		return nil, explain(l, err)
 	}
-	f, err := takeOver(held, l.Name)
+	defer closer()
+	f, err := detach(bound, l.Name)
 	if err != nil {
 		return nil, err
 	}
 	return &Socket{Listener: l, File: f, Addr: addr.String()}, nil
 }
 
-// takeOver makes a descriptor of our own, without Go's poller, so that handing it to a child never flips O_NONBLOCK.
-func takeOver(c syscall.Conn, name string) (*os.File, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
+func listen(ctx context.Context, l release.Listener) (syscall.Conn, net.Addr, func() error, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	if l.Network == "udp" {
+		c, err := config.ListenPacket(ctx, "udp", l.Address)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		return c.(*net.UDPConn), c.LocalAddr(), c.Close, nil
 	}
-	var f *os.File
-	var dupErr error
-	err = raw.Control(func(fd uintptr) {
-		var n int
-		if n, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); dupErr != nil {
-			return
-		}
-		if dupErr = unix.SetNonblock(n, false); dupErr != nil {
-			unix.Close(n)
-			return
-		}
-		f = os.NewFile(uintptr(n), name)
-	})
-	return f, errors.Join(err, dupErr)
+	ln, err := config.Listen(ctx, l.Network, l.Address)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return ln.(*net.TCPListener), ln.Addr(), ln.Close, nil
 }
 
-// bindUnix replaces a path that nobody answers on; the permissions are right before anybody can connect.
-func bindUnix(l release.Listener, path string) (*Socket, error) {
-	mode := fs.FileMode(0o660)
-	if l.Mode != "" {
-		m, err := strconv.ParseUint(l.Mode, 8, 9)
+// detach makes a descriptor of its own, which is blocking and unknown to Go's poller.
+func detach(c syscall.Conn, name string) (*os.File, error) {
+	var f *os.File
+	err := control(c, func(fd int) error {
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
-			return nil, fmt.Errorf("mode %q is not an octal number", l.Mode)
+			return os.NewSyscallError("fcntl", err)
 		}
-		mode = fs.FileMode(m)
-	}
+		if err := unix.SetNonblock(n, false); err != nil {
+			unix.Close(n)
+			return os.NewSyscallError("fcntl", err)
+		}
+		f = os.NewFile(uintptr(n), name)
+		return nil
+	})
+	return f, err
+}
+
+// bindUnix replaces a path on which nobody answers. The permissions are right before anybody can connect: that takes listen,
+// which comes last.
+func bindUnix(l release.Listener, path string) (_ *Socket, err error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
@@ -133,118 +89,87 @@ func bindUnix(l release.Listener, path string) (*Socket, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	f := os.NewFile(uintptr(fd), l.Name)
+	s := &Socket{Listener: l, File: os.NewFile(uintptr(fd), l.Name), Addr: path}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		f.Close()
-		return nil, explain(l, os.NewSyscallError("bind", err))
+		return nil, explain(l, &os.PathError{Op: "bind", Path: path, Err: err})
 	}
-	s := &Socket{Listener: l, File: f, Addr: path, unlink: path}
-	if err := os.Chmod(path, mode); err != nil { // before listen: nobody can connect yet
-		s.Close()
+	if s.made, err = os.OpenFile(path, unix.O_PATH|unix.O_NOFOLLOW, 0); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, l.Perm()); err != nil {
 		return nil, err
 	}
 	if err := unix.Listen(fd, backlog); err != nil {
-		s.Close()
 		return nil, os.NewSyscallError("listen", err)
 	}
 	return s, nil
 }
 
+// removeStale removes the socket of somebody who is gone: only a refused connection proves that.
 func removeStale(path string) error {
 	st, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return err
+		return explain(release.Listener{Network: "unix"}, err)
 	}
 	if st.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("%w: %s is there and is not a socket", ErrInUse, path)
+		return &bindError{kind: ErrInUse, text: path + " is there and is not a socket"}
 	}
-	if c, err := net.Dial("unix", path); err == nil {
+	c, err := net.DialTimeout("unix", path, maxLookup)
+	if err == nil {
 		c.Close()
-		return fmt.Errorf("%w: somebody answers on %s", ErrInUse, path)
 	}
-	return os.Remove(path)
+	if errors.Is(err, unix.ECONNREFUSED) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return explain(release.Listener{Network: "unix"}, err)
+		}
+		return nil
+	}
+	return &bindError{kind: ErrInUse, text: path + " is in use" + holderOfPath(path), cause: err}
 }
 
+// bindError has a text for people and a kind for callers.
+type bindError struct {
+	kind  error
+	text  string
+	cause error
+}
+
+func (e *bindError) Error() string   { return e.text }
+func (e *bindError) Unwrap() []error { return []error{e.kind, e.cause} }
+
+// explain tells why l cannot be bound, and what would help.
 func explain(l release.Listener, err error) error {
 	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%w%s", ErrInUse, holder(l))
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%w: this user may not bind it (ports below 1024 need CAP_NET_BIND_SERVICE)", ErrPermission)
+	case errors.Is(err, unix.EADDRINUSE) && l.Network == "unix":
+		return &bindError{kind: ErrInUse, text: l.Address + " is in use", cause: err} // made in this very moment
+	case errors.Is(err, unix.EADDRINUSE):
+		_, port, _ := net.SplitHostPort(l.Address)
+		return &bindError{kind: ErrInUse, text: fmt.Sprintf("port %s is in use%s", port, holder(l)), cause: err}
+	case errors.Is(err, fs.ErrPermission) && l.Network == "unix":
+		return &bindError{kind: ErrPermission, text: fmt.Sprintf("uid %d may not make a socket there: %v", os.Geteuid(), err), cause: err}
+	case errors.Is(err, fs.ErrPermission):
+		_, port, _ := net.SplitHostPort(l.Address)
+		return &bindError{kind: ErrPermission, cause: err, text: fmt.Sprintf("uid %d may not bind port %s: ports below %s need "+
+			"CAP_NET_BIND_SERVICE, or a .socket unit that binds it", os.Geteuid(), port, firstFreePort())}
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("this host does not have the address (yet): %w", err)
 	}
 	return err
 }
 
-// Adopt takes a socket that systemd passed, if it is what l asks for. The Socket owns f from then on; with an error f stays the
-// caller's.
-func Adopt(f *os.File, l release.Listener) (*Socket, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
+// firstFreePort is the lowest port that anybody may bind.
+func firstFreePort() string {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if n := len(b); err == nil && n > 1 {
+		return string(b[:n-1])
 	}
-	var domain, typ int
-	var sa unix.Sockaddr
-	var sysErr error
-	err = raw.Control(func(fd uintptr) {
-		if domain, sysErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); sysErr != nil {
-			return
-		}
-		if typ, sysErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE); sysErr != nil {
-			return
-		}
-		sa, sysErr = unix.Getsockname(int(fd))
-	})
-	if err := errors.Join(err, sysErr); err != nil {
-		return nil, err
-	}
-	addr, port := sockaddr(sa)
-	if err := matches(l, domain, typ, addr, port); err != nil {
-		return nil, err
-	}
-	return &Socket{Listener: l, File: f, Addr: addr}, nil
-}
-
-func matches(l release.Listener, domain, typ int, addr, port string) error {
-	wantType := unix.SOCK_STREAM
-	if l.Network == "udp" {
-		wantType = unix.SOCK_DGRAM
-	}
-	isUnix := domain == unix.AF_UNIX
-	if typ != wantType || isUnix != (l.Network == "unix") {
-		return fmt.Errorf("%w: it is at %s", ErrMismatch, addr)
-	}
-	if isUnix {
-		if filepath.Base(addr) != filepath.Base(l.Address) {
-			return fmt.Errorf("%w: it is at %s", ErrMismatch, addr)
-		}
-		return nil
-	}
-	if _, want, err := net.SplitHostPort(l.Address); err != nil || want != port {
-		return fmt.Errorf("%w: it is at %s", ErrMismatch, addr)
-	}
-	return nil
-}
-
-func sockaddr(sa unix.Sockaddr) (addr, port string) {
-	switch a := sa.(type) {
-	case *unix.SockaddrInet4:
-		port = strconv.Itoa(a.Port)
-		return net.JoinHostPort(net.IP(a.Addr[:]).String(), port), port
-	case *unix.SockaddrInet6:
-		port = strconv.Itoa(a.Port)
-		return net.JoinHostPort(net.IP(a.Addr[:]).String(), port), port
-	case *unix.SockaddrUnix:
-		return a.Name, ""
-	}
-	return "", ""
-}
-
-// port is the TCP or UDP port of s.
-func (s *Socket) port() uint16 {
-	_, p, _ := net.SplitHostPort(s.Addr)
-	n, _ := strconv.ParseUint(p, 10, 16)
-	return uint16(n)
+	return "1024"
 }

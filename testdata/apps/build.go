@@ -39,8 +39,20 @@ func BuildMarked(t testing.TB, name, goos, goarch, mark string) string {
 	return own
 }
 
+// BuildFailing is Build with the failpoints of package upgrade compiled in: the
+// variable HOTDEPLOY_FAILPOINT says which one strikes.
+func BuildFailing(t testing.TB, name string) string {
+	t.Helper()
+	b := build{name: name, mark: "failpoints", tags: "failpoints"}
+	shared, err := b.once(t.Context())
+	if err != nil {
+		t.Fatalf("building %s: %v", name, err)
+	}
+	return shared
+}
+
 // build is one configuration of one app.
-type build struct{ name, goos, goarch, mark string }
+type build struct{ name, goos, goarch, mark, tags string }
 
 type result struct {
 	sync.Mutex // held while building
@@ -88,7 +100,7 @@ func (b build) run(ctx context.Context) (string, error) {
 	}
 	defer unlock()
 	out := filepath.Join(dir, b.name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath",
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-tags", b.tags,
 		"-ldflags", "-X main.buildMark="+b.mark, "-o", out, module+b.name)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if b.goos != "" {

@@ -1,6 +1,6 @@
 // Command demo shows the main job without root, sshd and systemd: an SSH server on loopback, the daemon, and the
-// command push releases 1, 2 and a broken 3 of wsecho, while WebSockets are held open and short requests come in. It
-// fails if a client noticed anything.
+// command push releases 1, 2 and a broken 3 of wslive, while WebSockets are held open and short requests come in. The
+// WebSockets move to release 2, to the broken 3, and back. It fails if a client noticed anything.
 //
 // Read run first.
 package main
@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -56,19 +57,19 @@ func run(ctx context.Context) error {
 		return err
 	}
 	step(fmt.Sprintf("Clients come: %d WebSockets stay open from here on, %d new connections a second.", webSockets, newConnections))
-	clients, err := load.Start(ctx, load.Options{Addr: d.addr, WebSockets: webSockets, NewConnsPerSecond: newConnections, MessageInterval: messageEvery})
+	clients, err := load.Start(ctx, load.Options{Addr: d.addr, WebSockets: webSockets, NewConnsPerSecond: newConnections, MessageInterval: messageEvery, Held: load.MayMove})
 	if err != nil {
 		return err
 	}
 	if err := clients.Ready(ctx); err != nil {
 		return err
 	}
-	step("Release 2 takes over; the WebSockets finish in release 1.")
+	step("Release 2 takes over; the WebSockets move to it, and release 1 ends.")
 	if err := d.push(ctx, "2", "", 0); err != nil {
 		return err
 	}
-	step("Release 3 is broken: it starts, then says that it is not healthy. It is taken back.")
-	if err := d.push(ctx, "3", `env = { WSECHO_UNHEALTHY = "1" }`, 4); err != nil {
+	step("Release 3 is broken: it starts, then says that it is not healthy. It is taken back, and the WebSockets with it.")
+	if err := d.push(ctx, "3", `env = { WSLIVE_UNHEALTHY = "1" }`, 4); err != nil {
 		return err
 	}
 	step("What the host says now.")
@@ -76,9 +77,15 @@ func run(ctx context.Context) error {
 		return err
 	}
 	report := clients.Stop(ctx)
-	fmt.Printf("\nconnections kept %d/%d · messages lost %d · requests failed %d\n",
-		report.Kept, report.Total, report.MessagesLost+report.MessagesDue, report.RequestsFailed)
-	return report.Err()
+	fmt.Printf("\nconnections kept %d/%d · moved %d · messages lost %d · requests failed %d\n",
+		report.Kept, report.Total, report.Changed, report.MessagesLost+report.MessagesDue, report.RequestsFailed)
+	if err := report.Err(); err != nil {
+		return err
+	}
+	if report.Versions["2"] != webSockets {
+		return fmt.Errorf("release 2 should have all WebSockets in the end: %v", report.Versions)
+	}
+	return nil
 }
 
 func step(text string) { fmt.Printf("\n# %s\n", text) }
@@ -86,7 +93,9 @@ func step(text string) { fmt.Printf("\n# %s\n", text) }
 // demo is the host and the operator's machine, both in one temporary directory.
 type demo struct {
 	dir    string
-	addr   string // where the app listens
+	addr   string   // where the app listens
+	host   string   // as the command is told of it
+	ssh    []string // how it finds the configuration for that
 	sshd   *sshtest.Server
 	daemon *exec.Cmd
 	log    *os.File
@@ -109,11 +118,11 @@ func prepare(ctx context.Context) (d *demo, err error) {
 	if err := os.MkdirAll(filepath.Join(dir, "app", "bin"), 0o755); err != nil {
 		return nil, err
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, "app", "bin", "wsecho"), "./testdata/apps/wsecho")
+	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, "app", "bin", "wslive"), "./testdata/apps/wslive")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
-		return nil, fmt.Errorf("build wsecho: %w", err)
+		return nil, fmt.Errorf("build wslive: %w", err)
 	}
 	if err := d.startSSH(); err != nil {
 		return nil, fmt.Errorf("start the SSH server: %w", err)
@@ -140,20 +149,25 @@ func (d *demo) startSSH() error {
 		return err
 	}
 	_, port, _ := strings.Cut(d.sshd.Addr(), ":")
-	config := fmt.Sprintf("Host demo\n\tHostName 127.0.0.1\n\tPort %s\n\tUser demo\n\tIdentityFile %s\n\tIdentitiesOnly yes\n\tUserKnownHostsFile %s\n",
-		port, d.path("id"), d.path("known_hosts"))
 	known := fmt.Sprintf("[127.0.0.1]:%s %s", port, ssh.MarshalAuthorizedKey(host.Public()))
+	config := fmt.Sprintf("Host demo\n\tHostName 127.0.0.1\n\tPort %s\n\tUser demo\n\tIdentityFile %s\n\tIdentitiesOnly yes\n\tUserKnownHostsFile %s\n",
+		port, d.path(".ssh/id_ed25519"), d.path(".ssh/known_hosts"))
+	d.host, d.ssh = "demo", []string{"--ssh-config", d.path(".ssh/config")}
+	if _, err := exec.LookPath("ssh"); err != nil { // nobody reads the configuration then; the command looks in the home directory
+		d.host, d.ssh = "demo@"+d.sshd.Addr(), nil
+	}
 	return errors.Join(
-		os.WriteFile(d.path("id"), pem, 0o600),
-		os.WriteFile(d.path("known_hosts"), []byte(known), 0o600),
-		os.WriteFile(d.path("ssh_config"), []byte(config), 0o600))
+		os.Mkdir(d.path(".ssh"), 0o700),
+		os.WriteFile(d.path(".ssh/id_ed25519"), pem, 0o600),
+		os.WriteFile(d.path(".ssh/known_hosts"), []byte(known), 0o600),
+		os.WriteFile(d.path(".ssh/config"), []byte(config), 0o600))
 }
 
 func (d *demo) startDaemon(ctx context.Context) (err error) {
 	if d.log, err = os.Create(d.path("daemon.log")); err != nil {
 		return err
 	}
-	d.daemon = exec.Command("bin/hotdeployd-linux-"+runtime.GOARCH, "run", "--service", "wsecho", "--root", d.path("srv"), "--run-dir", d.path("run"))
+	d.daemon = exec.Command("bin/hotdeployd-linux-"+runtime.GOARCH, "run", "--service", "wslive", "--root", d.path("srv"), "--run-dir", d.path("run"))
 	d.daemon.Stdout, d.daemon.Stderr = d.log, d.log
 	if err := d.daemon.Start(); err != nil {
 		return fmt.Errorf("start the daemon: %w", err)
@@ -170,13 +184,13 @@ func (d *demo) startDaemon(ctx context.Context) (err error) {
 	}
 }
 
-const project = `service = "wsecho"
+const project = `service = "wslive"
 
 [pack]
-files = ["bin/wsecho"]
+files = ["bin/wslive"]
 
 [run]
-command = ["bin/wsecho"]
+command = ["bin/wslive"]
 %s
 
 [[listen]]
@@ -193,13 +207,13 @@ interval = "200ms"
 duration = "2s"
 
 [targets.demo]
-hosts = ["demo"]
+hosts = ["%s"]
 socket = "%s"
 `
 
 // push writes the project's file and pushes it as the given version; want is the exit status that belongs to it.
 func (d *demo) push(ctx context.Context, version, more string, want int) error {
-	text := fmt.Sprintf(project, more, d.addr, d.path("run/control.sock"))
+	text := fmt.Sprintf(project, more, d.addr, d.host, d.path("run/control.sock"))
 	if err := os.WriteFile(d.path("app/hotdeploy.toml"), []byte(text), 0o644); err != nil {
 		return err
 	}
@@ -209,7 +223,8 @@ func (d *demo) push(ctx context.Context, version, more string, want int) error {
 // hotdeploy runs the command as an operator would.
 func (d *demo) hotdeploy(ctx context.Context, want int, args ...string) error {
 	fmt.Printf("$ hotdeploy %s\n", strings.Join(args, " "))
-	cmd := exec.CommandContext(ctx, "bin/hotdeploy", append([]string{"--config", d.path("app/hotdeploy.toml"), "--ssh-config", d.path("ssh_config")}, args...)...)
+	cmd := exec.CommandContext(ctx, "bin/hotdeploy", slices.Concat([]string{"--config", d.path("app/hotdeploy.toml")}, d.ssh, args)...)
+	cmd.Env = append(os.Environ(), "HOME="+d.dir)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
 	err := cmd.Run()
 	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != want {

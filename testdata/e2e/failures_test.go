@@ -46,7 +46,7 @@ var failures = []failure{
 		changes: []change{env(`WSECHO_UNHEALTHY_AFTER = "500ms"`), soak("10s"), more("[health]\ncheck = \"http\"\npath = \"/healthz\"\ninterval = \"100ms\"")}},
 	{name: "a stranger has the port", status: 3, leaves: true, words: []string{":9999", "in use"},
 		given: stranger, changes: []change{more("[[listen]]\nname = \"taken\"\naddress = \":9999\"")}},
-	{name: "no permission for the port", status: 3, leaves: true, words: []string{":80", "not permitted", "hotdeploy setup"},
+	{name: "no permission for the port", status: 3, leaves: true, words: []string{":80", "CAP_NET_BIND_SERVICE", "hotdeploy setup"},
 		changes: []change{more("[[listen]]\nname = \"low\"\naddress = \":80\"")}},
 	{name: "unknown key in hotdeploy.toml", status: 2, words: []string{"hotdeploy.toml:", "soack", "unknown key", "soak"},
 		changes: []change{more("[soack]\nduration = \"1s\"")}},

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,7 +29,7 @@ func (m cutMoment) String() string {
 // From the first byte of the connect to the last of what the upgrade takes to be asked for and followed: login, status, plan,
 // upload, complete, upgrade; then each phase.
 var cutMoments = []cutMoment{
-	{bytes: 1}, {bytes: 1200}, {bytes: 2500}, {bytes: 3800}, {bytes: 5000}, {bytes: payload / 2}, {bytes: -2000}, {bytes: -1200}, {bytes: -700}, {bytes: -500}, {bytes: -300},
+	{bytes: 1}, {bytes: 1200}, {bytes: 2500}, {bytes: 3800}, {bytes: 5000}, {bytes: 100_000}, {bytes: payload / 2}, {bytes: -2000}, {bytes: -1200}, {bytes: -700}, {bytes: -500}, {bytes: -300},
 	{phase: api.PhaseVerify}, {phase: api.PhaseStart}, {phase: api.PhaseReady}, {phase: api.PhaseSoak}, {phase: api.PhaseCommit},
 }
 
@@ -39,17 +40,21 @@ type wired struct {
 	total int64 // bytes that a push takes
 }
 
-func newWired(t *testing.T, vm *lab.Machine) *wired {
+// newWired makes one with release 1 on it. total, if not zero, is that of another.
+func newWired(t *testing.T, vm *lab.Machine, total int64) *wired {
 	t.Helper()
-	w := &wired{service: newService(t, vm)}
+	w := &wired{service: newService(t, vm), total: total}
 	w.base.Files = `["bin/**", "data/**"]`
 	w.base.Env = `WSECHO_SLOW_START = "100ms"`
 	w.fill()
-	w.push("0").want(0)
-	w.line, w.sshConfig = newLine(t, vm)
-	w.fill()
 	w.push("1").want(0)
-	w.total = w.line.total()
+	w.line, w.sshConfig = newLine(t, vm)
+	if total == 0 {
+		w.fill()
+		w.push("1a").want(0)
+		w.total = w.line.total()
+		w.hotdeploy("rollback", w.host).want(0)
+	}
 	return w
 }
 
@@ -74,17 +79,22 @@ func (w *wired) cutPush(version string, m cutMoment, cut func()) *command {
 		cut()
 		return c
 	}
-	reached := make(chan struct{})
+	reached, done := make(chan struct{}), make(chan struct{})
 	bytes := m.bytes
 	if bytes < 0 {
 		bytes += w.total
 	}
-	w.line.cutAfter(bytes, func() { cut(); close(reached) })
+	w.line.cutAfter(bytes, func() { close(reached); cut(); close(done) })
 	c := w.startPush(version)
 	select {
 	case <-reached:
-	case <-c.ended:
-		w.t.Errorf("the push ended before its byte %d", bytes)
+		<-done
+	case <-c.ended: // of the cut, or before it
+		select {
+		case <-reached:
+		default:
+			w.t.Errorf("the push ended before its byte %d", bytes)
+		}
 	}
 	return c
 }
@@ -97,7 +107,10 @@ func (w *wired) aftermath(c *command, before, version string) {
 	now := w.consistent()
 	w.hotdeploy("status", w.host).want(0).wantText("serving " + now)
 	c.oneScreen()
-	w.t.Logf("the push ended with %d after %s; %s serves", c.status(), c.took.Round(time.Millisecond), now)
+	if text := c.text(); c.status() == 3 && !strings.Contains(text, "push again: it goes on") && !strings.Contains(text, "try  ssh") {
+		w.t.Errorf("the line was cut, and the hint is another")
+	}
+	w.t.Logf("%s serves\n%s", now, c)
 	w.push(version).want(0)
 	if got := w.consistent(); got != version {
 		w.t.Errorf("after the next push %s serves", got)
@@ -112,7 +125,7 @@ func (w *wired) under(t *testing.T) *wired {
 
 // The line breaks with a reset and can be had again at once: what the push does not know it finds out, and it ends in no time.
 func TestLineCut_Reset(t *testing.T) {
-	w := newWired(t, common())
+	w := newWired(t, common(), 0)
 	killSessions := func(w *wired) func() {
 		return func() { w.run(`pkill -KILL -f '^sshd: root@|^sshd-session: root@'; true`) }
 	}
@@ -137,8 +150,10 @@ func TestLineCut_Reset(t *testing.T) {
 func TestLineCut_Silence(t *testing.T) {
 	var all []*wired
 	var cut []*command
+	var total int64
 	for _, m := range cutMoments { // one after the other; they wait for their end all at the same time
-		w := newWired(t, common())
+		w := newWired(t, common(), total)
+		total = w.total
 		all, cut = append(all, w), append(cut, w.cutPush("2", m, w.line.silence))
 	}
 	for i, m := range cutMoments {

@@ -75,7 +75,7 @@ func (s *service) report() {
 func (s *service) remove() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, err := s.vm.Enter(ctx, s.named(`systemctl kill -s KILL NAME.service; systemctl disable --now NAME.service NAME-http.socket
+	_, err := s.vm.Enter(ctx, s.named(`systemctl kill -s KILL NAME.service; systemctl disable --now NAME.service $(cd /etc/systemd/system; ls -d NAME-*.socket 2>/dev/null)
 		rm -rf /etc/systemd/system/NAME[.-]* /etc/hotdeploy/NAME.toml /srv/NAME; systemctl daemon-reload; systemctl reset-failed; true`))
 	if err != nil && !errors.Is(err, lab.ErrDown) {
 		s.t.Logf("take %s down: %v", s.service, err)

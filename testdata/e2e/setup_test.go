@@ -66,9 +66,11 @@ func (s *service) asDeploy() {
 	d.push("3").want(0)
 	d.serves("3")
 	d.hotdeploy("status", d.host).want(0).wantText("serving 3")
+	d.push("broken", env(`WSECHO_EXIT_AT_START = "true"`)).want(3).wantText("before it was ready", "usermod -aG systemd-journal deploy")
 	d.hotdeploy("logs", "--release", "3", d.host).want(3).wantText("may not read the journal", "usermod -aG systemd-journal deploy")
 	s.run("usermod -aG systemd-journal deploy")
 	d.hotdeploy("logs", "--release", "3", d.host).want(0).wantText("version 3 serving")
+	d.push("broken", env(`WSECHO_EXIT_AT_START = "true"`)).want(3).wantText("fatal: the database said no")
 	d.hotdeploy("rollback", d.host).want(0)
 	d.serves("2")
 }

@@ -153,12 +153,19 @@ func withFD(f *os.File, use func(fd uintptr) error) error {
 // ErrMessage is a packet that is no message: the next one may be.
 var ErrMessage = errors.New("control channel: not a message")
 
+// ReceiveBy is Receive with a time limit: then the error is os.ErrDeadlineExceeded.
+func (c *Conn) ReceiveBy(by time.Time) (Message, *os.File, error) {
+	c.sock.SetReadDeadline(by)
+	defer c.sock.SetReadDeadline(time.Time{})
+	return c.Receive()
+}
+
 // Receive waits for the next message. The file, if there is one, is the caller's. io.EOF: the other side is gone.
 func (c *Conn) Receive() (Message, *os.File, error) {
 	b, oob := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*4))
 	n, k, flags, _, err := c.sock.ReadMsgUnix(b, oob)
 	if err != nil {
-		if errors.Is(err, unix.ECONNRESET) {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
 			err = io.EOF
 		}
 		return Message{}, nil, err
@@ -166,7 +173,7 @@ func (c *Conn) Receive() (Message, *os.File, error) {
 	return decode(b[:n], oob[:k], flags)
 }
 
-// Pending handles what has arrived already and returns without waiting, at the latest when there is nothing more.
+// Pending handles what has arrived already, without waiting. It must not be called while Receive waits.
 func (c *Conn) Pending(handle func(Message)) error {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {

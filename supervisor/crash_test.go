@@ -1,0 +1,206 @@
+package supervisor
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+)
+
+// crashSoon lets a release be committed and then end by itself, again and again.
+func crashSoon(s *release.Spec) {
+	env("WSECHO_EXIT_AFTER", "300ms")(s)
+	s.Soak.Duration = 0
+	s.Restart.Backoff = release.Duration(time.Millisecond)
+}
+
+func TestCrash_DuringAnUpgrade_TheNewOneServes(t *testing.T) {
+	r := newRig(t)
+	r.push("1")
+	r.install("2", env("WSECHO_SLOW_START", "700ms"))
+	u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "tester"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.await(func(e api.Event) bool {
+		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseReady
+	})
+	r.killServing()
+	r.awaitText("was killed by signal 9")
+	if got := r.version(); got != "2" { // it waited in the queue for whoever comes
+		t.Errorf("%s answers", got)
+	}
+	if got := r.outcome(u.ID); got.Outcome != api.Done {
+		t.Errorf("%+v", got)
+	}
+	if st := r.status(); st.State != api.StateServing || len(st.Generations) != 1 {
+		t.Errorf("%s: %+v", st.Text, st.Generations)
+	}
+}
+
+func TestCrash_DuringAnUpgradeThatFails_TheOldOneComesBack(t *testing.T) {
+	r := newRig(t)
+	r.push("1")
+	r.install("2", func(s *release.Spec) {
+		env("WSECHO_NEVER_READY", "1")(s)
+		s.Ready.Timeout = release.Duration(700 * time.Millisecond)
+	})
+	u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "tester"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.await(func(e api.Event) bool {
+		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseReady
+	})
+	r.killServing()
+	if got := r.version(); got != "1" {
+		t.Errorf("%s answers", got)
+	}
+	got := r.outcome(u.ID)
+	if got.Outcome != api.NothingChanged || !strings.Contains(got.Error.State, "release 1 is to be started") {
+		t.Errorf("%s: %+v", got.Outcome, got.Error)
+	}
+}
+
+// Whichever side of the switch it dies on, the outcome says that side, and somebody serves in the end.
+func TestCrash_AroundTheCommit_TheOutcomeIsTheTruth(t *testing.T) {
+	r := newRig(t)
+	r.push("1")
+	for i, after := range []string{"195ms", "200ms", "201ms", "203ms", "206ms", "210ms"} {
+		version := "2." + string(rune('a'+i))
+		r.install(version, env("WSECHO_EXIT_AFTER", after), func(s *release.Spec) { s.Restart.Crashes = 1 })
+		u := r.upgrade(api.KindPush, version)
+		want := "1"
+		switch {
+		case u.Outcome == api.Done:
+			r.await(func(e api.Event) bool { // its crash takes it back
+				return e.Upgrade != nil && e.Upgrade.Kind == api.KindAutoRollback && e.Upgrade.From == nil && e.Upgrade.Outcome == api.Done && e.Upgrade.Generation > u.Generation
+			})
+		case u.Outcome != api.RolledBack || !errors.Is(u.Error, api.ErrExited):
+			t.Errorf("%s: %+v", u.Outcome, u.Error)
+		}
+		if st := r.status(); st.State != api.StateServing || st.Committed.Version != want || r.version() != want {
+			t.Errorf("after %s: %s, committed %v", u.Outcome, st.Text, st.Committed)
+		}
+	}
+	if n := strings.Count(r.log.String(), "exited with status 1\n"); n > 6 {
+		t.Errorf("six releases exited %d times:\n%s", n, r.log)
+	}
+}
+
+func TestAutoRollback_FailsToo_GoesOnRestarting(t *testing.T) {
+	r := newRig(t)
+	r.push("1")
+	damaged := filepath.Join(r.cfg.Root, "releases/1/files/bin/wsecho")
+	r.push("2", crashSoon)
+	if err := errors.Join(os.Chmod(filepath.Dir(damaged), 0o755), os.Remove(damaged), os.WriteFile(damaged, []byte("damaged"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	r.await(func(e api.Event) bool {
+		if u := e.Upgrade; u != nil && u.Kind == api.KindAutoRollback && u.Outcome != "" {
+			failed = u.Generation
+			if u.Outcome != api.NothingChanged || !errors.Is(u.Error, api.ErrDigest) {
+				t.Errorf("%s: %+v", u.Outcome, u.Error)
+			}
+			return true
+		}
+		return false
+	})
+	seen := 0
+	r.await(func(e api.Event) bool { // and once is enough: no second try
+		u := e.Upgrade
+		if u != nil && u.Outcome == api.Done && u.Kind == api.KindStart && u.Generation > failed {
+			seen++
+		}
+		return seen > 4
+	})
+	if n := strings.Count(r.log.String(), "going back to 1"); n != 1 {
+		t.Errorf("went back %d times", n)
+	}
+	if st := r.status(); st.Committed.Version != "2" {
+		t.Errorf("committed %s", st.Committed.Version)
+	}
+}
+
+func TestStart_CommittedReleaseCannotBeRead_IsTriedAgainAndSaysWhy(t *testing.T) {
+	r := newRig(t)
+	r.push("1")
+	r.stop()
+	there, away := filepath.Join(r.cfg.Root, "releases"), filepath.Join(r.cfg.Root, "away")
+	if err := errors.Join(os.Rename(there, away), os.Mkdir(there, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.awaitText("there is no release 1 on this host")
+	st := r.status()
+	if st.State != api.StateCrashed || !strings.Contains(st.Text, "there is no release 1 on this host") {
+		t.Errorf("%s: %s", st.State, st.Text)
+	}
+	if err := errors.Join(os.Remove(there), os.Rename(away, there)); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitServing(0)
+	if got := r.version(); got != "1" {
+		t.Errorf("%s serves", got)
+	}
+}
+
+// A log that fills the disk is a common cause of a crash: it must not be one of staying down.
+func TestCrash_StateCannotBeWritten_ComesBack(t *testing.T) {
+	r := newRig(t)
+	first := r.push("1")
+	r.install("2")
+	repair := r.breakState()
+	r.killServing()
+	second := r.awaitServing(first.Generation)
+	r.killServing()
+	r.awaitServing(second)
+	if got := r.version(); got != "1" {
+		t.Errorf("%s serves", got)
+	}
+	if u := r.upgrade(api.KindPush, "2"); u.Outcome != api.NothingChanged || !strings.Contains(u.Error.Message, "state") || r.version() != "1" {
+		t.Errorf("a push: %s: %+v", u.Outcome, u.Error)
+	}
+	repair()
+	if u := r.upgrade(api.KindPush, "2"); u.Outcome != api.Done {
+		t.Errorf("a push when there is room again: %s: %+v", u.Outcome, u.Error)
+	}
+}
+
+func TestCrashLoop_DoesNotFillTheHistory(t *testing.T) {
+	r := newRig(t)
+	r.push("1", func(s *release.Spec) {
+		s.Restart.Backoff, s.Restart.MaxBackoff = release.Duration(time.Millisecond), release.Duration(2*time.Millisecond)
+	})
+	if err := os.WriteFile(filepath.Join(r.cfg.Root, "env"), []byte("WSECHO_EXIT_AT_START=true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.killServing()
+	failed := 0
+	r.await(func(e api.Event) bool {
+		if u := e.Upgrade; u != nil && u.Kind == api.KindStart && u.Outcome == api.NothingChanged {
+			failed++
+		}
+		return failed == 10
+	})
+	if st := r.status(); !strings.Contains(st.Text, "exited with status 3") {
+		t.Errorf("the status does not say why: %s", st.Text)
+	}
+	b, err := os.ReadFile(filepath.Join(r.cfg.Root, "state/history.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(b), `"kind":"start"`); n != 1 {
+		t.Errorf("%d failed starts are in the history, want the first", n)
+	}
+	if err := os.Remove(filepath.Join(r.cfg.Root, "env")); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitServing(failed)
+}

@@ -1,0 +1,251 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+	"github.com/hotdeploy/hotdeploy/testdata/apps"
+	"github.com/hotdeploy/hotdeploy/testdata/load"
+)
+
+// newLiveRig is a rig whose app takes its listener from the SDK.
+func newLiveRig(t testing.TB) *rig {
+	r := newRig(t)
+	r.app = apps.BuildFailing(t, "wslive")
+	return r
+}
+
+// startMoving is startLoad with WebSockets that may change process, as long as nothing is lost.
+func startMoving(t testing.TB, r *rig, websockets, perSecond int) *load.Load {
+	t.Helper()
+	l, err := load.Start(context.Background(), load.Options{Addr: r.addr, WebSockets: websockets, NewConnsPerSecond: perSecond,
+		MessageInterval: 20 * time.Millisecond, Held: load.MayMove})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Ready(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// allMoved checks that a handoff left nothing behind but short requests on their way out.
+func allMoved(t *testing.T, h *api.Handoff, websockets int) {
+	t.Helper()
+	if h == nil || h.Moved < websockets || h.Refused != 0 || h.Error != "" {
+		t.Fatalf("%d WebSockets, and the handoff was %+v", websockets, h)
+	}
+	for why := range h.Kept {
+		if why != "closed" && why != "closing" && why != "busy" {
+			t.Errorf("connections stayed: %+v", h)
+		}
+	}
+	t.Logf("%s in %s", handoffText(h), h.Took)
+}
+
+// onVersion checks by whom every WebSocket was answered last.
+func onVersion(t *testing.T, report load.Report, version string) {
+	t.Helper()
+	if n := report.Versions[version]; n != report.Total {
+		t.Errorf("served by version: %v, not all %d by %s", report.Versions, report.Total, version)
+	}
+}
+
+func TestHandoff_UnderLoad_NobodyNotices(t *testing.T) {
+	for _, mode := range []string{"rolling", "barrier"} {
+		t.Run(mode, func(t *testing.T) {
+			r := newLiveRig(t)
+			set := env("WSLIVE_MODE", mode)
+			r.push("1", set)
+			l := startMoving(t, r, 200, 50)
+			for _, v := range []string{"2", "3", "4"} {
+				u := r.push(v, set)
+				allMoved(t, u.Handoff, 200)
+				r.await(func(e api.Event) bool { // at once: the load would keep it for long
+					return e.Generation == u.Generation-1 && strings.Contains(e.Text, "exited with status 0")
+				})
+			}
+			u := r.upgrade(api.KindRollback, "")
+			allMoved(t, u.Handoff, 200)
+			if !strings.Contains(r.metrics(), "hotdeploy_connections_moved_total") {
+				t.Error("no metric tells of it")
+			}
+			report := stopLoad(t, l)
+			onVersion(t, report, "3")
+			if report.Changed != 200 {
+				t.Errorf("%d of 200 changed process", report.Changed)
+			}
+		})
+	}
+}
+
+func TestHandoff_UnhealthyInTheSoak_TheyComeBack(t *testing.T) {
+	r := newLiveRig(t)
+	r.push("1")
+	l := startMoving(t, r, 100, 50)
+	r.install("2", env("WSLIVE_UNHEALTHY", "1"), func(s *release.Spec) {
+		s.Health = &release.Health{Probe: release.Probe{Check: release.CheckHTTP, Path: "/healthz"}}
+		s.SetDefaults()
+		s.Health.Interval = release.Duration(20 * time.Millisecond)
+	})
+	u := r.upgrade(api.KindPush, "2")
+	if u.Outcome != api.RolledBack || !errors.Is(u.Error, api.ErrUnhealthy) {
+		t.Errorf("%s: %+v", u.Outcome, u.Error)
+	}
+	allMoved(t, u.Handoff, 100)
+	allMoved(t, u.HandedBack, 100)
+	if got := r.version(); got != "1" {
+		t.Errorf("new clients get %s", got)
+	}
+	beat(t, r, l)
+	report := stopLoad(t, l)
+	onVersion(t, report, "1")
+}
+
+func TestHandoff_NewReleaseBreaks_OldGoesOn(t *testing.T) {
+	for _, tc := range []struct{ name, failpoint string }{
+		{"dies before anything", "take.begin=kill"},
+		{"dies with an offer", "take.offer=kill"},
+		{"dies with a later offer", "take.offer=kill@2"},
+		{"dies while its app is told", "take.adopted=kill"},
+		{"dies before the receipt", "take.accepted=kill"},
+		{"hangs before anything", "take.begin=stop"},
+		{"hangs with an offer", "take.offer=stop"},
+		{"hangs before the receipt", "take.accepted=stop"},
+	} {
+		for _, mode := range []string{"rolling", "barrier"} {
+			t.Run(tc.name+", "+mode, func(t *testing.T) {
+				r := newLiveRig(t)
+				r.push("1", env("WSLIVE_MODE", mode))
+				all := 60
+				if strings.HasSuffix(tc.failpoint, "@2") {
+					all = 300 // more than one offer holds
+				}
+				l := startMoving(t, r, all, 20)
+				r.install("2", env("UPGRADE_FAILPOINT", tc.failpoint, "WSLIVE_MODE", mode))
+				u := r.upgrade(api.KindPush, "2")
+				if u.Outcome != api.RolledBack {
+					t.Fatalf("%s: %+v", u.Outcome, u.Error)
+				}
+				t.Logf("%s: %+v", u.Error.Message, u.Handoff)
+				kept := 0
+				if u.Handoff != nil {
+					kept = all - u.Handoff.Moved // what had moved has crashed
+				}
+				if got := r.version(); got != "1" {
+					t.Errorf("new clients get %s", got)
+				}
+				beat(t, r, l)
+				report := l.Stop(r.ctx())
+				if report.Kept < kept || report.Doubled+report.Reordered+report.Miscounted+report.Wrong > 0 {
+					t.Errorf("%d should have been kept: %v", kept, report.Err())
+				}
+				if strings.HasPrefix(tc.failpoint, "take.begin") && kept != all {
+					t.Errorf("only %d of %d stayed", kept, all)
+				}
+				onlyHeld(t, report)
+			})
+		}
+	}
+}
+
+// onlyHeld checks that no message of a connection that lives was lost.
+func onlyHeld(t *testing.T, report load.Report) {
+	t.Helper()
+	if report.Kept == report.Total {
+		if report.MessagesLost+report.MessagesDue > 0 {
+			t.Errorf("messages lost %d, due %d", report.MessagesLost, report.MessagesDue)
+		}
+		onVersion(t, report, "1")
+	}
+}
+
+func TestHandoff_OldReleaseDies_NewOwns(t *testing.T) {
+	for _, tc := range []struct{ name, failpoint string }{
+		{"after the receipts", "give.confirm=kill"},
+		{"after the confirm", "give.confirmed=kill"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newLiveRig(t)
+			r.push("1", env("UPGRADE_FAILPOINT", tc.failpoint, "WSLIVE_MODE", "barrier"))
+			l := startMoving(t, r, 60, 0)
+			u := r.push("2", env("WSLIVE_MODE", "barrier"))
+			t.Logf("%+v", u.Handoff)
+			beat(t, r, l)
+			onVersion(t, stopLoad(t, l), "2")
+		})
+	}
+}
+
+func TestHandoff_StateThatNobodyReads_Stays(t *testing.T) {
+	r := newLiveRig(t)
+	r.push("1")
+	l := startMoving(t, r, 20, 0)
+	u := r.push("2", env("WSLIVE_STATE", "2"))
+	if u.Handoff == nil || u.Handoff.Moved != 0 || u.Handoff.Kept["state version"] != 20 {
+		t.Errorf("%+v", u.Handoff)
+	}
+	onVersion(t, stopLoad(t, l), "1")
+}
+
+func TestHandoff_Refused_ComesBack(t *testing.T) {
+	r := newLiveRig(t)
+	r.push("1")
+	l := startMoving(t, r, 20, 0)
+	u := r.push("2", env("WSLIVE_REFUSE", "1"))
+	if u.Handoff == nil || u.Handoff.Moved != 0 || u.Handoff.Refused != 20 {
+		t.Errorf("%+v", u.Handoff)
+	}
+	onVersion(t, stopLoad(t, l), "1")
+}
+
+// A keep-alive connection that is idle moves, one with a request in flight finishes that first, and the handler does not notice.
+func TestHandoff_HTTP_SameConnectionAnswersFromBoth(t *testing.T) {
+	r := newLiveRig(t)
+	r.push("1")
+	idle, busy := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}, &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
+	get := func(c *http.Client, path string) (body string, reused bool) {
+		ctx := httptrace.WithClientTrace(r.ctx(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }})
+		req, _ := http.NewRequestWithContext(ctx, "GET", "http://"+r.addr+path, nil)
+		res, err := c.Do(req)
+		if err != nil {
+			t.Errorf("GET %s: %v", path, err)
+			return "", false
+		}
+		defer res.Body.Close()
+		b, _ := io.ReadAll(res.Body)
+		return strings.TrimSpace(string(b)), reused
+	}
+	get(idle, "/version")
+	get(busy, "/version")
+	slow := make(chan string, 1)
+	go func() { body, _ := get(busy, "/slow?for=900ms"); slow <- body }()
+	u := r.push("2")
+	if body := <-slow; body != "slow but there" {
+		t.Errorf("the slow request: %q", body)
+	}
+	for _, c := range []*http.Client{idle, busy} {
+		if body, reused := get(c, "/version"); body != "2" || !reused {
+			t.Errorf("answered by %s, the same connection: %v", body, reused)
+		}
+	}
+	t.Logf("%+v", u.Handoff)
+	idle.CloseIdleConnections()
+	busy.CloseIdleConnections()
+}
+
+// beat waits until every client has had an answer to something that it says from now on.
+func beat(t *testing.T, r *rig, l *load.Load) {
+	t.Helper()
+	if err := l.Beat(r.ctx()); err != nil {
+		t.Error(err)
+	}
+}

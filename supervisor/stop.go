@@ -1,0 +1,159 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/supervisor/store"
+)
+
+// stopping is an operator's stop under way. Nothing begins until it has ended.
+type stopping struct {
+	by    string
+	since time.Time
+	done  chan struct{} // closed when it has ended
+	err   error         // read after done
+}
+
+// stop ends the service by an operator's wish. It stays so until start, an upgrade, or the next boot of the machine. With an
+// error nothing was stopped. Who asks a second time waits for the first.
+func (s *Supervisor) stop(req api.StopRequest) error {
+	mine := &stopping{by: req.By, since: time.Now(), done: make(chan struct{})}
+	var other *stopping
+	var busy *upgrade
+	s.do(func() {
+		if other = s.stopping; other != nil {
+			return
+		}
+		s.stopping = mine
+		s.keeper.stopWaiting()
+		if busy = s.busy; busy != nil {
+			busy.cancel(errCancelled)
+		}
+		s.emit(api.Event{Type: api.EventService, Text: req.By + " stops the service"})
+		s.refreshStatusText()
+	})
+	if other != nil {
+		return s.joinStop(other, req.Now)
+	}
+	if busy != nil {
+		<-busy.done
+	}
+	mine.err = s.stopNow(req)
+	s.do(func() {
+		s.stopping = nil
+		s.ensure() // if it was not stopped after all
+	})
+	close(mine.done)
+	return mine.err
+}
+
+// joinStop waits for a stop that somebody else asked for; now makes it a quick one.
+func (s *Supervisor) joinStop(other *stopping, now bool) error {
+	if now {
+		s.endAll(true)
+	}
+	<-other.done
+	return other.err
+}
+
+// stopNow is stop's part when nothing is in flight any more.
+func (s *Supervisor) stopNow(req api.StopRequest) error {
+	err := s.changeState(func(st *store.State) { st.Stopped = &store.Stopped{BootID: s.bootID, By: req.By} })
+	if err != nil {
+		return fmt.Errorf("write the state: %w", err)
+	}
+	s.endAll(req.Now)
+	s.do(func() {
+		s.listeners.release(s.held)
+		s.held = nil
+	})
+	s.emit(api.Event{Type: api.EventService, Text: "stopped by " + req.By})
+	return nil
+}
+
+// startAgain undoes stop, and waits until the committed release serves or failed to.
+func (s *Supervisor) startAgain(ctx context.Context, by string) error {
+	if err := s.unstop(); err != nil {
+		return err
+	}
+	u, err := s.begin(api.UpgradeRequest{Kind: api.KindStart, By: by})
+	if errors.Is(err, errNotWanted) { // it serves
+		return nil
+	}
+	if err != nil {
+		s.do(s.ensure) // mayBegin may have stopped the back-off timer
+		return err
+	}
+	select {
+	case <-u.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if e := s.copyOf(u).Error; e != nil {
+		return e
+	}
+	return nil
+}
+
+// unstop lets the service be one that should run.
+func (s *Supervisor) unstop() error {
+	var err error
+	var stopped bool
+	s.do(func() {
+		switch stopped = !s.running(); {
+		case s.stopping != nil:
+			err = s.isBusy(s.stopping.text())
+		case s.state.Committed == nil:
+			e := api.ErrNotFound.With("there is no release to start")
+			e.State, e.Hint = s.servingText(), "push one: hotdeploy push HOST"
+			err = e
+		}
+	})
+	if err != nil || !stopped {
+		return err
+	}
+	err = s.changeState(func(st *store.State) {
+		s.do(func() {
+			if s.stopping == nil { // one that begins now writes after us
+				st.Stopped = nil
+			}
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("write the state: %w", err)
+	}
+	return nil
+}
+
+func (p *stopping) text() string {
+	return fmt.Sprintf("%s is stopping the service since %s", p.by, p.since.Format(time.TimeOnly))
+}
+
+// shutdown ends everything in order, because the daemon ends.
+func (s *Supervisor) shutdown() {
+	var busy *upgrade
+	var longest time.Duration
+	s.do(func() {
+		s.keeper.stopWaiting()
+		busy = s.busy
+		for _, g := range s.gens {
+			longest = max(longest, time.Duration(g.rel.Manifest.Spec.Run.StopAfter))
+		}
+	})
+	s.notify.ExtendTimeout(longest + 2*killTimeout)
+	if busy != nil {
+		<-busy.done // its context has ended with ours
+	}
+	s.endAll(false)
+	s.do(s.listeners.closeAll)
+}
+
+// running tells whether the service should run: no operator stopped it since the machine booted. A reboot starts everything
+// again, as systemd does. On the loop.
+func (s *Supervisor) running() bool {
+	return s.state.Stopped == nil || s.state.Stopped.BootID != s.bootID
+}

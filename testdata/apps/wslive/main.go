@@ -1,0 +1,143 @@
+// Command wslive is an app that takes its listener from the SDK: it answers as wsecho does, and its WebSockets go on in the next release, counter
+// and all. It shows how little that takes: main is the README's lines, echo saves one number.
+//
+// Read main first.
+package main
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/hotdeploy/hotdeploy/upgrade"
+)
+
+func main() {
+	up, err := upgrade.New(upgrade.Options{States: versions(), Mode: upgrade.Mode(os.Getenv("WSLIVE_MODE")), Log: log.Printf})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ln, err := up.Listen("tcp", "127.0.0.1:8080")
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := &http.Server{Handler: signed(routes()), ReadHeaderTimeout: 30 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
+	go func() { log.Fatal(server.Serve(ln)) }()
+	if err := up.Ready(); err != nil {
+		log.Fatal(err)
+	}
+	log.Printf("version %s serving on %s", version, ln.Addr())
+	misbehave()
+	<-up.Exit()
+	log.Printf("version %s has nothing left", version)
+}
+
+var version = os.Getenv("HOTDEPLOY_VERSION")
+
+// stateVersion is what echo saves; a test may ask for another one.
+var stateVersion = number("WSLIVE_STATE", 1)
+
+// versions is what this release can read.
+func versions() []uint32 { return []uint32{uint32(stateVersion)} }
+
+func number(name string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return otherwise
+}
+
+// misbehave ends the process by the clock if the release asks for it.
+func misbehave() {
+	if d, err := time.ParseDuration(os.Getenv("WSLIVE_EXIT_AFTER")); err == nil {
+		time.AfterFunc(d, func() {
+			log.Print("told to exit")
+			os.Exit(4)
+		})
+	}
+}
+
+func routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, version) })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if os.Getenv("WSLIVE_UNHEALTHY") != "" {
+			http.Error(w, "unhealthy: told to be", http.StatusServiceUnavailable)
+			return
+		}
+		io.WriteString(w, "ok\n")
+	})
+	mux.HandleFunc("GET /slow", func(w http.ResponseWriter, r *http.Request) {
+		d, _ := time.ParseDuration(r.URL.Query().Get("for"))
+		select {
+		case <-time.After(min(d, time.Minute)):
+			io.WriteString(w, "slow but there\n")
+		case <-r.Context().Done():
+			log.Print("the context of a slow request has ended")
+		}
+	})
+	mux.HandleFunc("GET /ws", echo)
+	return mux
+}
+
+func signed(next http.Handler) http.Handler {
+	pid := strconv.Itoa(os.Getpid())
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Generation", os.Getenv("HOTDEPLOY_GENERATION"))
+		w.Header().Set("X-Pid", pid)
+		next.ServeHTTP(w, r)
+	})
+}
+
+var upgrader = websocket.Upgrader{ReadBufferSize: 1024, WriteBufferSize: 1024}
+
+// answer is what each text message gets back.
+type answer struct {
+	N    uint64 `json:"n"`
+	V    string `json:"v"`
+	Pid  int    `json:"pid"`
+	Echo string `json:"echo"`
+}
+
+// echo is an ordinary handler but for its first lines: the counter goes along to the next release.
+func echo(w http.ResponseWriter, r *http.Request) {
+	reply := answer{V: version, Pid: os.Getpid()}
+	s := upgrade.SessionOf(r.Context())
+	if s.Resumed() && os.Getenv("WSLIVE_REFUSE") != "" {
+		http.Error(w, "told to refuse", http.StatusForbidden)
+		return
+	}
+	if _, state := s.State(); len(state) == 8 {
+		reply.N = binary.BigEndian.Uint64(state)
+	}
+	s.Save(uint32(stateVersion), func() ([]byte, error) { return binary.BigEndian.AppendUint64(nil, reply.N), nil })
+	conn, err := upgrader.Upgrade(w, r, w.Header())
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	for {
+		_, text, err := conn.ReadMessage()
+		if err != nil {
+			return
+		}
+		reply.N++
+		reply.Echo = string(text)
+		out, err := json.Marshal(reply)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return
+		}
+		if conn.WriteMessage(websocket.TextMessage, out) != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,46 @@
+//go:build failpoints
+
+package upgrade
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// broken is what UPGRADE_FAILPOINT asks for: NAME=ACTION[@N], at the Nth time (default 1) that NAME is reached: kill (this process, at once),
+// stop (SIGSTOP: it hangs until somebody ends it).
+var broken struct {
+	name, action string
+	left         atomic.Int64
+}
+
+func init() {
+	name, action, _ := strings.Cut(os.Getenv("UPGRADE_FAILPOINT"), "=")
+	action, at, _ := strings.Cut(action, "@")
+	n, err := strconv.Atoi(at)
+	if err != nil {
+		n = 1
+	}
+	broken.name, broken.action = name, action
+	broken.left.Store(int64(n))
+}
+
+func failpoint(name string) {
+	if name != broken.name || broken.left.Add(-1) != 0 {
+		return
+	}
+	fmt.Fprintf(os.Stderr, "failpoint %s: %s\n", name, broken.action)
+	switch broken.action {
+	case "kill":
+		unix.Kill(os.Getpid(), unix.SIGKILL)
+		select {}
+	case "stop":
+		unix.Kill(os.Getpid(), unix.SIGSTOP)
+		select {} // the signal may strike a moment later
+	}
+}

@@ -1,0 +1,420 @@
+package upgrade
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	ctl "github.com/hotdeploy/hotdeploy/upgrade/control"
+)
+
+// Mode is how connections move.
+type Mode string
+
+// The modes.
+const (
+	Rolling Mode = "rolling" // the default: some at a time, each pauses for milliseconds
+	Barrier Mode = "barrier" // all at once: for hubs and brokers, whose connections know each other
+)
+
+// Options is what an app may want to say. The zero value will do for an app whose connections have no state, or keep none.
+type Options struct {
+	// States are the versions of state that this release can read: of sessions ([Session.Save]) and of OnFreeze. List the version of the release
+	// before as long as it may have to move on, and the next one's if a rollback shall take connections back.
+	States []uint32
+
+	Mode     Mode          // Rolling or Barrier; if either release wants a barrier there is one
+	Patience time.Duration // how long a request in flight is waited for; 0: two seconds
+
+	// OnPark is called in barrier mode when nothing more comes in: drain your queues, stop your tickers. Writes still go out.
+	OnPark func(context.Context) error
+	// OnFreeze returns what the app knows beyond single connections, and its version.
+	OnFreeze func(context.Context) (version uint32, state []byte, err error)
+	// OnThaw gets it in the next release, before the first connection.
+	OnThaw func(ctx context.Context, version uint32, state []byte) error
+	// OnRollback undoes OnPark: some connections stay in this release, or all.
+	OnRollback func(context.Context)
+
+	// Log gets a line when something is out of the ordinary; nil: nobody.
+	Log func(format string, args ...any)
+
+	ctx context.Context // of the process
+}
+
+const defaultPatience = 2 * time.Second
+
+func (o Options) withDefaults() Options {
+	if o.Mode == "" {
+		o.Mode = Rolling
+	}
+	if o.Patience <= 0 {
+		o.Patience = defaultPatience
+	}
+	if o.Log == nil {
+		o.Log = func(string, ...any) {}
+	}
+	o.ctx = context.Background()
+	return o
+}
+
+// Upgrader is this process's part in upgrades. Make one with New, before the listeners.
+type Upgrader struct {
+	opt       Options
+	control   *ctl.Conn // nil: no supervisor, or one that moves nothing
+	inherited *inheritance
+	term      chan os.Signal
+	exit      chan struct{}
+	stop      chan struct{}
+	exitOnce  sync.Once
+	stopOnce  sync.Once
+
+	mu        sync.Mutex // protects what follows
+	listeners []*listener
+	packets   []io.Closer
+	giver     *giver
+	ready     bool
+	ending    bool // SIGTERM or Stop: we accept no more, ever
+}
+
+// New finds out who started this process (a supervisor, systemd, or somebody else) and takes over SIGTERM: it stops accepting, and Exit is closed as soon
+// as no connection is left.
+func New(opt Options) (*Upgrader, error) {
+	u := &Upgrader{opt: opt.withDefaults(), term: make(chan os.Signal, 1), exit: make(chan struct{}), stop: make(chan struct{})}
+	if u.opt.Mode != Rolling && u.opt.Mode != Barrier {
+		return nil, fmt.Errorf("upgrade: mode %q is neither %q nor %q", opt.Mode, Rolling, Barrier)
+	}
+	var err error
+	if u.inherited, err = inherit(); err != nil {
+		return nil, err
+	}
+	if u.control, err = openControl(); err != nil {
+		return nil, err
+	}
+	signal.Notify(u.term, syscall.SIGTERM)
+	go u.untilTerm()
+	return u, nil
+}
+
+// openControl takes the control channel out of the environment. A number that is no such channel is an error: something is mixed up.
+func openControl() (*ctl.Conn, error) {
+	text, ok := os.LookupEnv(ctl.Env)
+	if !ok || text == "" {
+		return nil, nil
+	}
+	os.Unsetenv(ctl.Env)
+	fd, err := strconv.Atoi(text)
+	if err != nil || fd < 3 {
+		return nil, fmt.Errorf("upgrade: %s=%q: not a descriptor", ctl.Env, text)
+	}
+	unix.CloseOnExec(fd)
+	return ctl.NewConn(os.NewFile(uintptr(fd), "control"))
+}
+
+// Ready tells whoever started us that we serve (READY=1), and which connections we can take. Call it when all listeners are there.
+func (u *Upgrader) Ready() error {
+	u.mu.Lock()
+	first := !u.ready
+	u.ready = true
+	u.mu.Unlock()
+	if first && u.control != nil {
+		if err := u.control.Send(u.helloMessage(), nil, controlTime); err != nil {
+			return err
+		}
+		go u.obey()
+	}
+	return notify("READY=1")
+}
+
+const controlTime = 10 * time.Second
+
+// Exit is closed when nothing is left to do here: after SIGTERM or Stop, and when every connection has moved or ended.
+func (u *Upgrader) Exit() <-chan struct{} { return u.exit }
+
+// Stop ends what is left, spread over a time since clients that all come back at once are an outage too, and closes Exit. It returns when that is done or ctx ends.
+func (u *Upgrader) Stop(ctx context.Context, spread time.Duration) error {
+	u.stopOnce.Do(func() { close(u.stop) })
+	u.retire()
+	list := u.conns()
+	for i, c := range list {
+		if i > 0 && spread > 0 {
+			select {
+			case <-time.After(spread / time.Duration(len(list))):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		c.end()
+	}
+	select {
+	case <-u.exit:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// end closes a connection for its client, whatever its handler does.
+func (c *conn) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state == running || c.state == told {
+		c.closeLocked(ReasonClosed)
+	}
+}
+
+func (u *Upgrader) helloMessage() ctl.Message {
+	h := u.hello()
+	m := ctl.Message{Type: ctl.Hello, Protocols: h.Protocols, Records: h.Records, States: h.States, Mode: h.Mode}
+	for name, protocol := range h.Listeners {
+		m.Listeners = append(m.Listeners, ctl.Listener{Name: name, Protocol: protocol})
+	}
+	return m
+}
+
+func (u *Upgrader) hello() hello {
+	h := hello{Protocols: []int{protocolVersion}, Records: []int{recordVersion}, States: u.opt.States, Mode: string(u.opt.Mode), Listeners: map[string]string{}}
+	for _, l := range u.all() {
+		h.Listeners[l.name] = l.protocol.name
+	}
+	return h
+}
+
+func (u *Upgrader) all() []*listener {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return append([]*listener(nil), u.listeners...)
+}
+
+func (u *Upgrader) conns() (list []*conn) {
+	for _, l := range u.all() {
+		list = append(list, l.conns()...)
+	}
+	return list
+}
+
+// obey does what the supervisor says, until it ends.
+func (u *Upgrader) obey() {
+	for {
+		m, f, err := u.control.Receive()
+		if errors.Is(err, ctl.ErrMessage) {
+			u.opt.Log("%v", err)
+			continue
+		}
+		if err != nil {
+			if err != io.EOF {
+				u.opt.Log("%v", err)
+			}
+			return
+		}
+		switch {
+		case m.Type == ctl.Give && f != nil:
+			go u.give(m, f)
+		case m.Type == ctl.Take && f != nil:
+			go u.take(m, f)
+		case m.Type == ctl.Proceed:
+			u.proceed()
+		case f != nil:
+			f.Close()
+		}
+	}
+}
+
+// give hands everything over and reports.
+func (u *Upgrader) give(m ctl.Message, f *os.File) {
+	began := time.Now()
+	by := began.Add(m.Timeout() * 3 / 4) // the rest is for taking back and reporting
+	for _, l := range u.all() {
+		l.pause()
+		l.rest()
+	}
+	answer := ctl.Message{Type: ctl.Given, ID: m.ID}
+	g, err := u.newGiver(f, by)
+	if err != nil {
+		answer.Error = err.Error()
+		u.opt.Log("handoff: nothing has moved: %v", err)
+		u.accept()
+	} else {
+		ctx, cancel := context.WithDeadline(u.opt.ctx, by)
+		g.all(ctx, u.all())
+		cancel()
+		g.report(&answer)
+	}
+	if err := u.control.Send(answer, nil, controlTime); err != nil {
+		u.opt.Log("%v", err)
+	}
+}
+
+func (u *Upgrader) newGiver(f *os.File, by time.Time) (*giver, error) {
+	ch, err := newChannel(f)
+	if err != nil {
+		return nil, err
+	}
+	g, err := newGiver(ch, u.hello(), u.opt, by)
+	if err != nil {
+		return nil, err
+	}
+	u.mu.Lock()
+	before := u.giver
+	u.giver = g
+	u.mu.Unlock()
+	if before != nil {
+		before.end()
+	}
+	return g, nil
+}
+
+func (g *giver) report(m *ctl.Message) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m.Moved, m.Refused, m.LongestPauseUS, m.PeerHangs = g.tally.moved, g.tally.refused, g.tally.longest.Microseconds(), g.hangs
+	m.Kept = map[string]int{}
+	for why, n := range g.tally.kept {
+		m.Kept[string(why)] = n
+	}
+	switch {
+	case g.hangs:
+		m.Error = "the next release does not read what it is given"
+	case g.broken == ReasonPeer:
+		m.Error = "the next release ended"
+	case g.broken != "":
+		m.Error = string(g.broken)
+	}
+}
+
+func (u *Upgrader) take(m ctl.Message, f *os.File) {
+	ch, err := newChannel(f)
+	if err != nil {
+		u.opt.Log("%v", err)
+		return
+	}
+	if _, err := take(ch, u.hello(), u.opt, u.all(), time.Now().Add(m.Timeout())); err != nil {
+		u.opt.Log("handoff: %v", err)
+	}
+}
+
+// proceed serves on as if nothing had been: the upgrade is off.
+func (u *Upgrader) proceed() {
+	u.mu.Lock()
+	g := u.giver
+	u.giver = nil
+	u.mu.Unlock()
+	u.accept()
+	if g != nil {
+		go g.end()
+	}
+}
+
+func (u *Upgrader) accept() {
+	u.mu.Lock()
+	ending := u.ending
+	u.mu.Unlock()
+	if ending {
+		return
+	}
+	for _, l := range u.all() {
+		l.proceed()
+	}
+}
+
+func (u *Upgrader) untilTerm() {
+	select {
+	case <-u.term:
+	case <-u.stop:
+	}
+	u.retire()
+	g := u.currentGiver()
+	notify(fmt.Sprintf("STOPPING=1\nSTATUS=draining, %d connections left", len(u.conns())))
+	if g != nil && g.alive() {
+		g.linger(u.all())
+	} else {
+		u.drain()
+	}
+	u.awaitEmpty()
+	if g != nil {
+		g.end()
+	}
+	u.exitOnce.Do(func() { close(u.exit) })
+}
+
+func (u *Upgrader) currentGiver() *giver {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.giver
+}
+
+// retire accepts no more, and gives the listening sockets back.
+func (u *Upgrader) retire() {
+	u.mu.Lock()
+	u.ending = true
+	packets := u.packets
+	u.packets = nil
+	u.mu.Unlock()
+	for _, l := range u.all() {
+		l.retire()
+	}
+	for _, p := range packets {
+		p.Close()
+	}
+}
+
+// drain ends HTTP connections between two requests; everything else lives until its client leaves.
+func (u *Upgrader) drain() {
+	for _, c := range u.conns() {
+		go c.endWhenIdle(u.opt.ctx)
+	}
+}
+
+// endWhenIdle closes an HTTP connection that has been answered and waits for the next request. One that has just come is to have its answer.
+func (c *conn) endWhenIdle(ctx context.Context) {
+	for owes := !c.resumed; c != nil && c.owe(owes); owes = true {
+		r, why := c.begin().seal(ctx)
+		if why != "" {
+			return
+		}
+		if len(r.opening) == 0 && len(r.kept) == 0 && len(r.unsent) == 0 && !c.readable() {
+			c.confirm()
+			return
+		}
+		c = c.resume(r) // more has come meanwhile, or it has become a WebSocket
+	}
+}
+
+// owe notes that an HTTP connection must answer once more (if it has never) before it counts as idle. false: it is something else.
+func (c *conn) owe(owes bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h, ok := c.codec.(*httpCodec)
+	if ok {
+		h.owes = owes && !h.served
+	}
+	return ok
+}
+
+// readable says that bytes wait in the kernel: closing now would lose them.
+func (c *conn) readable() (yes bool) {
+	c.control(func(fd uintptr) {
+		n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		yes = err == nil && n > 0
+	})
+	return yes
+}
+
+// awaitEmpty waits until no connection is left.
+func (u *Upgrader) awaitEmpty() {
+	for {
+		change := live.change()
+		if len(u.conns()) == 0 && lingering.Load() == 0 {
+			return
+		}
+		<-change
+	}
+}
