@@ -76,8 +76,8 @@ func (c *conn) waitLocked() error {
 
 // pauseLocked parks a Read, or tells it that the connection moves, if it may move just now.
 func (c *conn) pauseLocked(size int) (wait bool, err error) {
-	if c.codec.busy(size) || c.in.lost {
-		return false, nil
+	if c.codec.busy(size) || c.in.lost || c.in.read < c.in.scanned {
+		return false, nil // what may be delivered is, so that a frame that came whole is not torn here
 	}
 	if why := c.codec.stays(); why != "" {
 		c.stayLocked(why)
