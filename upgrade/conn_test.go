@@ -635,3 +635,16 @@ func TestWebSocket_CompressedFramesComeWhole(t *testing.T) {
 		t.Errorf("kept %+v, %q", r, why)
 	}
 }
+
+func TestWebSocket_WhatIsHereIsDeliveredBeforeTheAppIsTold(t *testing.T) {
+	client, c := pair(t, newTestListener(t, HTTP()))
+	webSocket(t, client, c)
+	say(t, client, "\x42\x85mas")
+	go say(t, client, "khello")
+	expect(t, c, "\x42\x85maskhe")
+	c.begin()
+	expect(t, c, "llo")
+	if n, err := c.Read(make([]byte, 9)); n != 0 || err != ErrHandoff {
+		t.Errorf("Read gave %d, %v", n, err)
+	}
+}
