@@ -79,9 +79,6 @@ func (s *Supervisor) launched(u *upgrade, g *generation, err error) {
 	}
 	u.record.Generation = g.number
 	s.gens[g.number] = g
-	if g.output != nil {
-		s.outputs = append(s.outputs[max(0, len(s.outputs)-keptOutputs+1):], g.output)
-	}
 	s.replayEarly()
 	s.background(func() { s.watch(g) })
 }
@@ -246,7 +243,7 @@ func journalIdentifier(service, version string) string { return service + "/" + 
 // without one through a relay that keeps the last lines. The caller closes the file when the process has it.
 func (s *Supervisor) openOutput(g *generation) (*output, *os.File, error) {
 	if !s.opt.Journal {
-		return newOutput(g.rel.Version, s.opt.Output)
+		return newOutput(g.rel.Version, s.opt.Output, s.printed)
 	}
 	f, err := systemd.OpenJournalStream(journalIdentifier(s.opt.Config.Service, g.rel.Version), journal.PriInfo)
 	if err == nil {

@@ -181,7 +181,7 @@ func (s *Supervisor) checkHealth(ctx context.Context, g *generation) <-chan erro
 
 // target is what a probe needs to know of g.
 func (g *generation) target() probe.Target {
-	t := probe.Target{Pids: g.group.Pids, Dir: g.rel.FilesDir, Env: g.env, Sockets: map[string]*sockets.Socket{}}
+	t := probe.Target{Pid: g.group.Pid(), Pids: g.group.Pids, Dir: g.rel.FilesDir, Env: g.env, Sockets: map[string]*sockets.Socket{}}
 	for i, k := range g.sockets {
 		t.Sockets[g.rel.Manifest.Spec.Listeners[i].Name] = k.Socket
 	}

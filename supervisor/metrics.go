@@ -16,7 +16,7 @@ import (
 func (s *Supervisor) metrics() http.Handler {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(&collector{s})
-	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorLog: s.opt.Log, MaxRequestsInFlight: 2})
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorLog: s.opt.Log})
 }
 
 type collector struct{ s *Supervisor }

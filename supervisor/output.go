@@ -10,31 +10,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keptOutput is how many bytes of a generation's output are kept for logs and for the error when it fails.
-const keptOutput = 256 << 10
-
-// keptOutputs is of how many generations.
-const keptOutputs = 16
+// What is kept of what generations print, in bytes.
+const (
+	keptPrinted = 1 << 20  // of all, for logs
+	keptTail    = 16 << 10 // of each, for the error when it fails
+	maxLine     = 8 << 10  // a longer line is kept as several
+)
 
 // output relays what a generation prints where there is no journal, and keeps the end of it. A nil output keeps nothing.
 type output struct {
 	version string
 	read    *os.File
-	done    chan struct{} // closed at end of file
+	done    chan struct{} // closed when the relay has ended
+	kept    *printed
 
-	mu      sync.Mutex // protects the fields below; nothing blocks under it
-	tail    []byte
-	dropped int64 // bytes cut off at the front: tail[0] is byte number dropped
-	more    chan struct{}
+	mu   sync.Mutex // protects tail; nothing blocks under it
+	tail []byte
 }
 
 // newOutput returns the relay and the end that the process writes to; the caller closes that one when the process has it.
-func newOutput(version string, to io.Writer) (*output, *os.File, error) {
+func newOutput(version string, to io.Writer, kept *printed) (*output, *os.File, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
 	}
-	o := &output{version: version, read: r, done: make(chan struct{}), more: make(chan struct{})}
+	o := &output{version: version, read: r, done: make(chan struct{}), kept: kept}
 	go o.relay(to)
 	return o, w, nil
 }
@@ -43,9 +43,11 @@ func newOutput(version string, to io.Writer) (*output, *os.File, error) {
 func (o *output) relay(to io.Writer) {
 	defer close(o.done)
 	buf := make([]byte, 16<<10)
+	var begun []byte // a line without its end
 	for {
 		n, err := o.read.Read(buf)
-		o.keep(buf[:n], err != nil)
+		o.keep(buf[:n])
+		begun = o.lines(append(begun, buf[:n]...), err != nil)
 		if n > 0 {
 			to.Write(buf[:n]) // nobody to tell if that fails
 		}
@@ -55,47 +57,27 @@ func (o *output) relay(to io.Writer) {
 	}
 }
 
-func (o *output) keep(b []byte, last bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.tail = append(o.tail, b...)
-	if cut := len(o.tail) - keptOutput; cut > keptOutput/4 {
-		o.tail = append(o.tail[:0:0], o.tail[cut:]...)
-		o.dropped += int64(cut)
+// lines hands whole lines on and returns what is left; at the end nothing is.
+func (o *output) lines(b []byte, last bool) (begun []byte) {
+	for len(b) > 0 {
+		i := bytes.IndexByte(b, '\n')
+		if i < 0 && len(b) < maxLine && !last {
+			break
+		}
+		if i < 0 || i >= maxLine {
+			i = min(len(b), maxLine) - 1
+		}
+		o.kept.add(o.version, b[:i+1])
+		b = b[i+1:]
 	}
-	close(o.more)
-	if o.more = make(chan struct{}); last {
-		close(o.more)
-	}
+	return append([]byte(nil), b...)
 }
 
-// from returns what was printed from byte number pos on, the number after it, and a channel that is closed when there is more.
-func (o *output) from(pos int64) (b []byte, next int64, more <-chan struct{}) {
+func (o *output) keep(b []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	pos = max(pos, o.dropped)
-	b = append([]byte(nil), o.tail[pos-o.dropped:]...)
-	return b, pos + int64(len(b)), o.more
-}
-
-// startOfLast is the number of the byte where the last n lines begin.
-func (o *output) startOfLast(n int) int64 {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	i := len(bytes.TrimSuffix(o.tail, []byte("\n")))
-	for ; n > 0 && i >= 0; n-- {
-		i = bytes.LastIndexByte(o.tail[:i], '\n')
-	}
-	return o.dropped + int64(i+1)
-}
-
-// ended tells whether there will be no more.
-func (o *output) ended() bool {
-	select {
-	case <-o.done:
-		return true
-	default:
-		return false
+	if o.tail = append(o.tail, b...); len(o.tail) > 2*keptTail {
+		o.tail = append([]byte(nil), o.tail[len(o.tail)-keptTail:]...)
 	}
 }
 
@@ -104,8 +86,9 @@ func (o *output) lastLines(n int) []string {
 	if o == nil {
 		return nil
 	}
-	b, _, _ := o.from(0)
-	lines := bytes.Split(bytes.TrimRight(b, "\n"), []byte("\n"))
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	lines := bytes.Split(bytes.TrimRight(o.tail, "\n"), []byte("\n"))
 	var out []string
 	for _, l := range lines[max(0, len(lines)-n):] {
 		if len(l) > 0 {
@@ -130,6 +113,70 @@ func (o *output) close() {
 	case <-timer.C:
 	}
 	o.read.Close()
+}
+
+// printed keeps the newest lines of all generations, as they came, and wakes whoever waits for more.
+type printed struct {
+	mu    sync.Mutex // protects the fields below; nothing blocks under it
+	seq   uint64     // of the newest line
+	list  []printedLine
+	bytes int
+	more  chan struct{} // closed and replaced at each line
+}
+
+type printedLine struct {
+	seq     uint64
+	version string
+	text    []byte
+}
+
+func newPrinted() *printed { return &printed{more: make(chan struct{})} }
+
+func (p *printed) add(version string, line []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.seq++
+	p.list = append(p.list, printedLine{p.seq, version, append([]byte(nil), line...)})
+	p.bytes += len(line)
+	if p.bytes > keptPrinted+keptPrinted/4 {
+		first := 0
+		for ; p.bytes > keptPrinted; first++ {
+			p.bytes -= len(p.list[first].text)
+		}
+		p.list = append([]printedLine(nil), p.list[first:]...)
+	}
+	close(p.more)
+	p.more = make(chan struct{})
+}
+
+// after returns the kept lines after number seq, of one release or of all, the number of the newest, and a channel that is
+// closed when there are more.
+func (p *printed) after(seq uint64, version string) (b []byte, newest uint64, more <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.list {
+		if l.seq > seq && (version == "" || l.version == version) {
+			b = append(b, l.text...)
+		}
+	}
+	return b, p.seq, p.more
+}
+
+// beforeLast is the number before the last n kept lines, of one release or of all; found is false if there are none.
+func (p *printed) beforeLast(n int, version string) (seq uint64, found bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	seq = p.seq
+	for i := len(p.list) - 1; i >= 0; i-- {
+		if l := p.list[i]; version == "" || l.version == version {
+			if found = true; n == 0 {
+				break
+			}
+			n--
+			seq = l.seq - 1
+		}
+	}
+	return seq, found
 }
 
 // dup is another descriptor of the same open file.

@@ -21,10 +21,14 @@ import (
 	"github.com/hotdeploy/hotdeploy/testdata/apps"
 )
 
-// The test binary is also the launch helper.
+// The test binary is also the launch helper, and every app in selves.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "launch" {
 		procs.LaunchMain(os.Args[2:])
+	}
+	if len(os.Args) > 2 && os.Args[1] == "app" {
+		selves[os.Args[2]]()
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -39,6 +43,10 @@ type rig struct {
 	app    string // the app's binary; empty: wsecho
 	log    *logBuffer
 	stop   func()
+	s      *Supervisor // for what cannot be seen from outside
+
+	prepare func(*Options)    // before New
+	adapt   func(*Supervisor) // before Run
 }
 
 // newRig starts a supervisor in this process, on an empty root.
@@ -73,10 +81,17 @@ func emptyRig(t testing.TB) *rig {
 // start runs the supervisor; it is stopped when the test ends, or by r.stop.
 func (r *rig) start() {
 	r.t.Helper()
-	s, err := New(Options{Config: r.cfg, Version: "test", Helper: []string{"/proc/self/exe", "launch"},
-		Environ: []string{"PATH=" + os.Getenv("PATH")}, Output: devNull(r.t), Log: log.New(r.log, "", log.Lmicroseconds)})
+	opt := Options{Config: r.cfg, Version: "test", Helper: []string{"/proc/self/exe", "launch"},
+		Environ: []string{"PATH=" + os.Getenv("PATH")}, Output: devNull(r.t), Log: log.New(r.log, "", log.Lmicroseconds)}
+	if r.prepare != nil {
+		r.prepare(&opt)
+	}
+	s, err := New(opt)
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	if r.s = s; r.adapt != nil {
+		r.adapt(s)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -251,6 +266,18 @@ func (r *rig) version() string {
 		r.t.Fatalf("GET /version: %s: %v", res.Status, err)
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// serves tells whether new connections come to reach that version. The generation before was told to stop accepting, but nobody
+// hears when it has: until then it answers one or the other of them, as well as ever.
+func (r *rig) serves(version string) bool {
+	r.t.Helper()
+	for limit := time.Now().Add(20 * time.Second); time.Now().Before(limit); {
+		if r.version() == version {
+			return true
+		}
+	}
+	return false
 }
 
 func freeAddr(t testing.TB) string {

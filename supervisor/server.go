@@ -10,25 +10,39 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 )
 
-// Limits of the control API: what one peer may send, how slowly, and how many there may be.
+// Limits of the control API: what one peer may send, and how many there may be.
 const (
 	maxRequest     = 64 << 10
-	maxControl     = 64 // connections at once
-	headerTimeout  = 5 * time.Second
-	bodyTimeout    = 30 * time.Second
-	writeTimeout   = 30 * time.Second // of one piece of a stream
+	maxControl     = 64  // connections at once
+	maxLarge       = 2   // requests at once that may be larger than maxRequest
+	maxBy          = 200 // bytes of who asks
+	maxVersion     = 100
 	shutdownWithin = 2 * time.Second
 )
+
+// patience is how slow a peer may be.
+type patience struct {
+	header time.Duration // the whole of it
+	read   time.Duration // until the next piece of a request
+	write  time.Duration // of one answer, or of one piece of a stream
+	idle   time.Duration // between requests
+}
+
+var usualPatience = patience{header: 5 * time.Second, read: 30 * time.Second, write: 30 * time.Second, idle: time.Minute}
 
 // ControlSocket is the control socket's path in a run directory.
 func ControlSocket(runDir string) string { return filepath.Join(runDir, "control.sock") }
@@ -54,7 +68,7 @@ func (s *Supervisor) listenControl() (net.Listener, error) {
 type controlServer struct{ http *http.Server }
 
 func (s *Supervisor) serveControl(ln net.Listener) *controlServer {
-	srv := &http.Server{Handler: s.routes(), ReadHeaderTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+	srv := &http.Server{Handler: s.routes(), ReadHeaderTimeout: s.patience.header, IdleTimeout: s.patience.idle, MaxHeaderBytes: 16 << 10,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, peerUID{}, c.(*peerConn).uid)
 		},
@@ -76,21 +90,13 @@ func (c *controlServer) shutdown() {
 	}
 }
 
+// endpoint answers one kind of request: with what becomes JSON, with an error, or with neither if it has written by itself.
+type endpoint func(w http.ResponseWriter, r *http.Request) (any, error)
+
 func (s *Supervisor) routes() http.Handler {
 	mux := http.NewServeMux()
-	handle := func(pattern string, limit int64, f func(w http.ResponseWriter, r *http.Request) (any, error)) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			answer, err := any(nil), readBody(w, r, limit)
-			if err == nil {
-				answer, err = f(w, r)
-			}
-			switch {
-			case err != nil:
-				s.writeError(w, err)
-			case answer != nil:
-				writeJSON(w, http.StatusOK, answer)
-			}
-		})
+	handle := func(pattern string, limit int64, f endpoint) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, limit, f) })
 	}
 	handle("GET /v1/status", 0, func(http.ResponseWriter, *http.Request) (any, error) { return s.status(), nil })
 	handle("GET /v1/releases", 0, func(http.ResponseWriter, *http.Request) (any, error) { return s.releases() })
@@ -101,15 +107,15 @@ func (s *Supervisor) routes() http.Handler {
 	handle("DELETE /v1/upgrades/{id}", 0, s.cancelUpgrade)
 	handle("GET /v1/events", 0, s.streamEvents)
 	handle("POST /v1/start", maxRequest, func(_ http.ResponseWriter, r *http.Request) (any, error) {
-		var req api.StopRequest
-		if err := decode(r, &req); err != nil {
+		req, err := decodeStop(r)
+		if err != nil {
 			return nil, err
 		}
 		return s.afterwards(s.startAgain(r.Context(), req.By))
 	})
 	handle("POST /v1/stop", maxRequest, func(_ http.ResponseWriter, r *http.Request) (any, error) {
-		var req api.StopRequest
-		if err := decode(r, &req); err != nil {
+		req, err := decodeStop(r)
+		if err != nil {
 			return nil, err
 		}
 		return s.afterwards(s.stop(req))
@@ -122,22 +128,95 @@ func (s *Supervisor) routes() http.Handler {
 		return s.afterwards(s.retire(n, r.URL.Query().Get("now") == "1"))
 	})
 	handle("GET /v1/logs", 0, s.streamLogs)
-	mux.Handle("GET /metrics", s.metrics())
-	handle("/", maxRequest, func(_ http.ResponseWriter, r *http.Request) (any, error) {
-		return nil, api.ErrNotFound.With(fmt.Sprintf("this daemon (%s) has no %s %s", s.opt.Version, r.Method, r.URL.Path))
+	metrics := s.metrics()
+	handle("GET /metrics", 0, func(w http.ResponseWriter, r *http.Request) (any, error) {
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.patience.write))
+		metrics.ServeHTTP(w, r)
+		return nil, nil
 	})
-	return mux
+	handle("/", maxRequest, s.unknown)
+	return s.cleanPaths(mux)
+}
+
+func (s *Supervisor) unknown(_ http.ResponseWriter, r *http.Request) (any, error) {
+	return nil, api.ErrNotFound.With(fmt.Sprintf("this daemon (%s) has no %s %s", s.opt.Version, r.Method, r.URL.Path))
+}
+
+// cleanPaths answers itself where the mux would redirect, which no client of ours follows.
+func (s *Supervisor) cleanPaths(mux http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p := r.URL.EscapedPath()
+		if clean := path.Clean(p); !path.IsAbs(p) || (p != clean && p != clean+"/") || r.RequestURI == "*" {
+			s.answer(w, r, maxRequest, s.unknown)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// answer takes one request in and writes its answer. Run waits for those that it lets in.
+func (s *Supervisor) answer(w http.ResponseWriter, r *http.Request, limit int64, f endpoint) {
+	if !s.enter() {
+		s.writeError(w, api.ErrStopping.With("the supervisor is stopping"))
+		return
+	}
+	defer s.wg.Done()
+	rc := http.NewResponseController(w)
+	rc.SetWriteDeadline(time.Time{}) // of the answer before this one on the same connection
+	answer, err := any(nil), s.readBody(w, r, limit)
+	if err == nil {
+		answer, err = f(w, r)
+	}
+	rc.SetWriteDeadline(time.Now().Add(s.patience.write))
+	switch {
+	case err != nil:
+		s.writeError(w, err)
+	case answer != nil:
+		writeJSON(w, http.StatusOK, answer)
+	}
 }
 
 // readBody takes the whole request in, so that only a slow sender has a time limit, and not the work that follows: a read
-// deadline that passes during that would end r's context.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) error {
+// deadline that passes during that would end r's context. A sender may be slow, but must not stand still.
+func (s *Supervisor) readBody(w http.ResponseWriter, r *http.Request, limit int64) error {
+	if limit > maxRequest { // few at a time: they are kept in memory
+		select {
+		case s.large <- struct{}{}:
+			defer func() { <-s.large }()
+		case <-r.Context().Done():
+			return context.Cause(r.Context())
+		}
+	}
 	rc := http.NewResponseController(w)
-	rc.SetReadDeadline(time.Now().Add(bodyTimeout))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	rc.SetReadDeadline(time.Time{})
-	r.Body = io.NopCloser(bytes.NewReader(body))
-	return err
+	body, err := io.ReadAll(&steady{r: http.MaxBytesReader(w, r.Body, limit), rc: rc, pause: s.patience.read})
+	if err == nil {
+		rc.SetReadDeadline(time.Time{})
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		return nil
+	}
+	// The deadline stays: net/http would wait for the rest of the body before it sends the answer.
+	rc.SetReadDeadline(time.Now().Add(s.patience.read))
+	w.Header().Set("Connection", "close")
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return api.ErrBadRequest.With(fmt.Sprintf("the request is larger than %d bytes", limit))
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return api.ErrBadRequest.With(fmt.Sprintf("of the request came only %d bytes, then nothing for %s", len(body), s.patience.read))
+	}
+	return api.ErrBadRequest.With(fmt.Sprintf("the request did not arrive: %v", err))
+}
+
+// steady reads from a peer who may pause for so long.
+type steady struct {
+	r     io.Reader
+	rc    *http.ResponseController
+	pause time.Duration
+}
+
+func (b *steady) Read(p []byte) (int, error) {
+	b.rc.SetReadDeadline(time.Now().Add(b.pause))
+	return b.r.Read(p)
 }
 
 func (s *Supervisor) afterwards(err error) (any, error) {
@@ -160,6 +239,25 @@ func decode(r *http.Request, v any) error {
 	return nil
 }
 
+func decodeStop(r *http.Request) (req api.StopRequest, err error) {
+	if err := decode(r, &req); err != nil {
+		return req, err
+	}
+	req.By, err = who(r, req.By)
+	return req, err
+}
+
+// who is who asks, in words that others will read in logs and answers.
+func who(r *http.Request, by string) (string, error) {
+	if len(by) > maxBy || strings.ContainsFunc(by, func(c rune) bool { return c == utf8.RuneError || !unicode.IsPrint(c) }) {
+		return "", api.ErrBadRequest.With(fmt.Sprintf("by: not one printable line of up to %d bytes", maxBy))
+	}
+	if by == "" {
+		by = fmt.Sprintf("uid %v", r.Context().Value(peerUID{}))
+	}
+	return by, nil
+}
+
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
@@ -169,12 +267,10 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 // writeError sends the code, the words and what is serving now.
 func (s *Supervisor) writeError(w http.ResponseWriter, err error) {
 	var e *api.Error
-	var tooLarge *http.MaxBytesError
 	switch {
-	case errors.As(err, &tooLarge):
-		e = api.ErrBadRequest.With(fmt.Sprintf("the request is larger than %d bytes", tooLarge.Limit))
 	case errors.As(err, &e):
 		c := *e
+		c.Message = err.Error() // with what is around it
 		e = &c
 	default:
 		e = api.ErrInternal.With(err.Error())
@@ -193,7 +289,7 @@ func (s *Supervisor) releases() (any, error) {
 	draining := map[string]bool{}
 	s.do(func() {
 		for _, g := range s.gens {
-			draining[g.rel.Digest] = g.draining != nil
+			draining[g.rel.Digest] = draining[g.rel.Digest] || g.draining != nil
 		}
 	})
 	for i := range list {
@@ -233,8 +329,12 @@ func (s *Supervisor) beginUpgrade(w http.ResponseWriter, r *http.Request) (any, 
 	default:
 		return nil, api.ErrBadRequest.With(fmt.Sprintf("kind %q is none of push, rollback, restart", req.Kind))
 	}
-	if len(req.By) > 200 || len(req.Version) > 100 {
-		return nil, api.ErrBadRequest.With("by or version is too long")
+	if len(req.Version) > maxVersion {
+		return nil, api.ErrBadRequest.With("the version is too long")
+	}
+	var err error
+	if req.By, err = who(r, req.By); err != nil {
+		return nil, err
 	}
 	u, err := s.begin(req)
 	if err != nil {
@@ -249,7 +349,7 @@ func (s *Supervisor) findUpgrade(id string) (any, error) {
 	s.do(func() {
 		switch {
 		case s.busy != nil && s.busy.record.ID == id:
-			c := s.busy.record
+			c := s.busy.copied()
 			u = &c
 		case s.last != nil && s.last.ID == id:
 			u = s.last
@@ -281,14 +381,14 @@ func (s *Supervisor) cancelUpgrade(_ http.ResponseWriter, r *http.Request) (any,
 }
 
 // stream writes pieces as they come until the peer leaves or the supervisor ends; a peer that does not read is dropped.
-func stream(w http.ResponseWriter, r *http.Request, contentType string, next func() (b []byte, more <-chan struct{})) {
+func (s *Supervisor) stream(w http.ResponseWriter, r *http.Request, contentType string, next func() (b []byte, more <-chan struct{})) {
 	rc := http.NewResponseController(w)
 	w.Header().Set("Content-Type", contentType)
 	for {
 		b, more := next()
-		rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+		rc.SetWriteDeadline(time.Now().Add(s.patience.write))
 		if _, err := w.Write(b); err != nil || rc.Flush() != nil || more == nil {
-			return
+			return // without a byte too: the peer shall see that it was heard
 		}
 		select {
 		case <-more:
@@ -304,7 +404,7 @@ func (s *Supervisor) streamEvents(w http.ResponseWriter, r *http.Request) (any, 
 		return nil, api.ErrBadRequest.With("since is a sequence number")
 	}
 	follow := r.URL.Query().Get("follow") == "1"
-	stream(w, r, "application/x-ndjson", func() ([]byte, <-chan struct{}) {
+	s.stream(w, r, "application/x-ndjson", func() ([]byte, <-chan struct{}) {
 		events, more := s.events.since(since)
 		var b []byte
 		for _, e := range events {
@@ -322,7 +422,8 @@ func (s *Supervisor) streamEvents(w http.ResponseWriter, r *http.Request) (any, 
 	return nil, nil
 }
 
-// streamLogs serves the output of the newest living generation (of one release) where there is no journal to ask.
+// streamLogs serves what the generations printed, of one release or of all, where there is no journal to ask. Following ends with
+// the peer, or with the daemon: there may always be another generation.
 func (s *Supervisor) streamLogs(w http.ResponseWriter, r *http.Request) (any, error) {
 	if s.opt.Journal {
 		return nil, api.ErrConflict.With("the output is in the journal: journalctl -u " + s.opt.Config.Service)
@@ -332,23 +433,13 @@ func (s *Supervisor) streamLogs(w http.ResponseWriter, r *http.Request) (any, er
 	if err != nil || lines < 0 {
 		lines = 100
 	}
-	var out *output
-	s.do(func() {
-		for i := len(s.outputs) - 1; i >= 0; i-- {
-			if o := s.outputs[i]; version == "" || o.version == version {
-				out = o
-				return
-			}
-		}
-	})
-	if out == nil {
+	follow := r.URL.Query().Get("follow") == "1"
+	seq, found := s.printed.beforeLast(lines, version)
+	if !found && !follow {
 		return nil, api.ErrNotFound.With(fmt.Sprintf("no output of release %q is kept", version))
 	}
-	follow := r.URL.Query().Get("follow") == "1"
-	pos := out.startOfLast(lines)
-	stream(w, r, "text/plain; charset=utf-8", func() (b []byte, more <-chan struct{}) {
-		b, pos, more = out.from(pos)
-		if !follow || out.ended() {
+	s.stream(w, r, "text/plain; charset=utf-8", func() (b []byte, more <-chan struct{}) {
+		if b, seq, more = s.printed.after(seq, version); !follow {
 			more = nil
 		}
 		return b, more

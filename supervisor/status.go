@@ -3,6 +3,7 @@ package supervisor
 import (
 	"fmt"
 	"os"
+	"slices"
 	"sort"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
@@ -16,9 +17,7 @@ func (s *Supervisor) status() api.Status {
 	var gens []*generation
 	s.do(func() { st, gens = s.picture() })
 	st.Daemon.RSS = procs.ResidentBytes(os.Getpid())
-	for i, g := range gens {
-		g.askKernel(&st.Generations[i])
-	}
+	askKernel(gens, st.Generations)
 	st.Seq = s.events.last()
 	st.Text = statusText(&st)
 	return st
@@ -68,17 +67,29 @@ func (g *generation) info() api.Generation {
 		Ready: g.readyAt, Draining: g.draining, Deadline: g.deadline, Text: g.text, Health: g.health, Connections: g.sampled, RSS: -1, Handoff: g.handoff}
 }
 
-// askKernel fills in what the kernel knows of g: processes, memory, connections.
-func (g *generation) askKernel(info *api.Generation) {
-	info.Connections = -1
-	pids, err := g.pids()
-	if err != nil {
-		return
+// askKernel fills in what the kernel knows of gens: processes, memory, connections.
+func askKernel(gens []*generation, infos []api.Generation) {
+	pids := map[int][]int{}
+	var all []*sockets.Socket // each once
+	for i, g := range gens {
+		infos[i].Connections = -1
+		own, err := g.pids()
+		if err != nil {
+			continue
+		}
+		pids[g.number] = own
+		infos[i].Processes, infos[i].RSS = len(own), g.group.RSS()
+		for _, k := range g.listening() {
+			if !slices.Contains(all, k) {
+				all = append(all, k)
+			}
+		}
 	}
-	info.Processes = len(pids)
-	info.RSS = g.group.RSS()
-	if n, err := sockets.Connections(pids, g.listening()); err == nil {
-		info.Connections = n
+	counted, _ := sockets.ConnectionsOf(pids, all) // who is not in it stays unknown
+	for i, g := range gens {
+		if n, ok := counted[g.number]; ok {
+			infos[i].Connections = n
+		}
 	}
 }
 

@@ -141,7 +141,7 @@ func TestStop_DuringAnUpgrade_CancelsIt(t *testing.T) {
 	if got := r.outcome(u.ID); got.Outcome != api.RolledBack || !errors.Is(got.Error, api.ErrCancelled) {
 		t.Errorf("the upgrade: %+v", got)
 	}
-	if st, err := r.client.Start(r.ctx(), api.StopRequest{By: "tester"}); err != nil || st.State != api.StateServing || r.version() != "1" {
+	if st, err := r.client.Start(r.ctx(), api.StopRequest{By: "tester"}); err != nil || st.State != api.StateServing || !r.serves("1") {
 		t.Errorf("%+v, %v", st, err)
 	}
 }
@@ -153,7 +153,7 @@ func TestStop_CannotBeRemembered_NothingChanges(t *testing.T) {
 	if _, err := r.client.Stop(r.ctx(), api.StopRequest{By: "tester"}); err == nil {
 		t.Error("stopped, and would start again after a restart of the daemon")
 	}
-	if st := r.status(); st.State != api.StateServing || r.version() != "1" {
+	if st := r.status(); st.State != api.StateServing || !r.serves("1") {
 		t.Errorf("%s", st.Text)
 	}
 	r.killServing()
@@ -180,12 +180,12 @@ func TestPush_OntoAStoppedService_StartsIt(t *testing.T) {
 		t.Errorf("a bad one: %s, %s", u.Outcome, r.status().Text)
 	}
 	r.push("3")
-	if r.version() != "3" {
+	if !r.serves("3") {
 		t.Error("3 does not serve")
 	}
 	r.stop()
 	r.start()
-	if r.version() != "3" {
+	if !r.serves("3") {
 		t.Error("3 does not serve after a restart of the daemon")
 	}
 }

@@ -42,6 +42,9 @@ type Supervisor struct {
 	bootID   string
 	events   *eventLog
 	teller   *teller
+	printed  *printed // without a journal
+	patience patience
+	large    chan struct{} // one for each request that may be a large one
 
 	stateMu sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
 
@@ -68,7 +71,6 @@ type Supervisor struct {
 	startFailure string         // why the last start failed; empty since something serves
 	launching    bool           // a process is being started and not registered yet
 	early        []earlyMessage // notify messages from a process that is not registered yet
-	outputs      []*output      // of the newest generations, without a journal
 	counts       map[upgradeCount]int
 	crashes      int
 	moved        int // connections, since the start
@@ -80,39 +82,38 @@ type Supervisor struct {
 
 // New takes the service's folders under its lock. A second daemon for the same service gets store.ErrLocked, a damaged state
 // file store.ErrStateDamaged; both tell what to type. Call Run next; it releases what New took.
-func New(opt Options) (*Supervisor, error) {
+func New(opt Options) (_ *Supervisor, err error) {
 	st, err := store.Open(opt.Config.Root, opt.Config.Service)
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			st.Close()
+		}
+	}()
 	st.Warn = func(err error) { opt.Log.Print(err) }
-	state, err := st.LoadState()
-	if err != nil {
-		st.Close()
-		return nil, err
-	}
-	bootID, err := store.BootID()
-	if err != nil {
-		st.Close()
-		return nil, err
-	}
-	if err := os.MkdirAll(opt.Config.RunDir, 0o750); err != nil {
-		st.Close()
-		return nil, fmt.Errorf("make the run directory: %w", err)
-	}
-	sock, err := systemd.NotifyListen(filepath.Join(opt.Config.RunDir, "notify.sock"))
-	if err != nil {
-		st.Close()
-		return nil, fmt.Errorf("listen for the app's notifications: %w", err)
-	}
 	s := &Supervisor{
-		opt: opt, store: st, bind: sockets.Bind, notified: sock, started: time.Now(), bootID: bootID, events: newEventLog(), teller: newTeller(), state: state,
+		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(), printed: newPrinted(),
+		patience: usualPatience, large: make(chan struct{}, maxLarge),
 		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{}, kept: map[string]int{},
 		keeper: keeper{policy: defaultRestart()},
 	}
 	s.listeners = newListenerSet(opt.Config.RunDir, opt.Sockets, func(k *socket) {
 		s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("closed listener %s (%s)", k.as.Name, k.Addr)})
 	})
+	if s.state, err = st.LoadState(); err != nil {
+		return nil, err
+	}
+	if s.bootID, err = store.BootID(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(opt.Config.RunDir, 0o750); err != nil {
+		return nil, fmt.Errorf("make the run directory: %w", err)
+	}
+	if s.notified, err = systemd.NotifyListen(filepath.Join(opt.Config.RunDir, "notify.sock")); err != nil {
+		return nil, fmt.Errorf("listen for the app's notifications: %w", err)
+	}
 	return s, nil
 }
 
@@ -196,6 +197,16 @@ func (s *Supervisor) background(f func()) {
 	if !s.ending {
 		s.wg.Go(f)
 	}
+}
+
+// enter is for what is called from outside, and tells whether that may still begin; wg.Done goes with it.
+func (s *Supervisor) enter() bool {
+	s.wgMu.Lock()
+	defer s.wgMu.Unlock()
+	if !s.ending {
+		s.wg.Add(1)
+	}
+	return !s.ending
 }
 
 // wait lets nothing begin any more and waits until all has ended.

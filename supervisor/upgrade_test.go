@@ -47,8 +47,8 @@ func TestPush_UnderLoad_NobodyNotices(t *testing.T) {
 	l := startLoad(t, r.addr, 50, 100)
 	for _, v := range []string{"2", "3", "4"} {
 		r.push(v)
-		if got := r.version(); got != v {
-			t.Errorf("after the push of %s, %s answers", v, got)
+		if !r.serves(v) {
+			t.Errorf("after the push of %s another one answers", v)
 		}
 	}
 	st := r.status()
@@ -180,8 +180,8 @@ func TestCrash_RestartsOnTheSameSocket_ClientsWait(t *testing.T) {
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if got := r.version(); got != "1" { // refused or reset would have failed it
-		t.Errorf("version %s", got)
+	if !r.serves("1") { // refused or reset would have failed it
+		t.Error("another version answers")
 	}
 	r.await(func(e api.Event) bool {
 		return e.Upgrade != nil && e.Upgrade.Kind == api.KindStart && e.Upgrade.Outcome == api.Done
@@ -209,8 +209,8 @@ func TestCrashLoopSoonAfterAnUpgrade_GoesBack(t *testing.T) {
 	if st.Previous != nil {
 		t.Errorf("a rollback would go to the bad release %s", st.Previous.Version)
 	}
-	if got := r.version(); got != "1" {
-		t.Errorf("version %s", got)
+	if !r.serves("1") {
+		t.Error("another version answers")
 	}
 }
 
@@ -225,7 +225,7 @@ func TestRollback_ToTheOneBefore_ThenFurtherBack(t *testing.T) {
 	if st := r.status(); st.Previous == nil || st.Previous.Version != "1" {
 		t.Errorf("previous is %v, not 1", st.Previous)
 	}
-	if u := r.upgrade(api.KindRollback, "3"); u.Outcome != api.Done || r.version() != "3" {
+	if u := r.upgrade(api.KindRollback, "3"); u.Outcome != api.Done || !r.serves("3") {
 		t.Errorf("to a named version: %+v", u)
 	}
 	if _, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindRollback, Version: "9", By: "tester"}); !errors.Is(err, api.ErrNotFound) {
@@ -318,8 +318,8 @@ func TestDaemonRestart_CommittedReleaseComesUp(t *testing.T) {
 	r.push("2")
 	r.stop()
 	r.start()
-	if got := r.version(); got != "2" {
-		t.Errorf("version %s", got)
+	if !r.serves("2") {
+		t.Error("another version answers")
 	}
 	if st := r.status(); st.Committed.Version != "2" || st.Previous.Version != "1" {
 		t.Errorf("committed %v, previous %v", st.Committed, st.Previous)
@@ -359,8 +359,8 @@ func TestDaemonStart_CurrentFollowsTheCommit(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.start()
-	if got := r.version(); got != "2" {
-		t.Errorf("version %s", got)
+	if !r.serves("2") {
+		t.Error("another version answers")
 	}
 	if current, err := os.Readlink(link); err != nil || filepath.Base(current) != "2" {
 		t.Errorf("current is %s: %v", current, err)

@@ -23,6 +23,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "launch" { // before anything else: it is in the way of every start
 		procs.LaunchMain(os.Args[2:])
 	}
+	// Without this a write to a terminal or a pipe that is gone would end the daemon, and leave its generations behind. Not
+	// ignored, since the children of an ignorant parent ignore it too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"log"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hotdeploy/hotdeploy/internal/config"
+	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/internal/version"
 	"github.com/hotdeploy/hotdeploy/supervisor"
 	"github.com/hotdeploy/hotdeploy/systemd"
@@ -42,20 +44,15 @@ Exit status: 0 after SIGTERM, 1 if it could not start.`,
 	return cmd
 }
 
-// daemonConfig is the file, if there is one, and over it the flags.
+// daemonConfig is the file, if there is one, and over it the flags. A file that was named must be there, and be of that
+// service.
 func daemonConfig(path, service, root, runDir string) (*config.Daemon, error) {
-	if path == "" && service == "" {
-		return nil, errors.New("say which service: --config FILE or --service NAME")
-	}
-	if path == "" {
-		path = "/etc/hotdeploy/" + service + ".toml"
-	}
-	cfg, err := config.LoadDaemon(path)
-	if service != "" && errors.Is(err, os.ErrNotExist) {
-		cfg, err = config.NewDaemon(service), nil
-	}
+	cfg, err := loadConfig(path, service)
 	if err != nil {
 		return nil, err
+	}
+	if service != "" && cfg.Service != service {
+		return nil, fmt.Errorf("%s is of the service %s, not %s", path, cfg.Service, service)
 	}
 	for _, over := range []struct{ flag, set *string }{{&root, &cfg.Root}, {&runDir, &cfg.RunDir}} {
 		if *over.flag == "" {
@@ -65,7 +62,25 @@ func daemonConfig(path, service, root, runDir string) (*config.Daemon, error) {
 			return nil, err
 		}
 	}
-	return cfg, nil
+	_, err = cfg.Encode() // it checks what the flags have changed
+	return cfg, err
+}
+
+func loadConfig(path, service string) (*config.Daemon, error) {
+	if path != "" {
+		return config.LoadDaemon(path)
+	}
+	if service == "" {
+		return nil, errors.New("say which service: --config FILE or --service NAME")
+	}
+	if err := release.CheckService(service); err != nil {
+		return nil, err
+	}
+	cfg, err := config.LoadDaemon("/etc/hotdeploy/" + service + ".toml")
+	if errors.Is(err, os.ErrNotExist) {
+		return config.NewDaemon(service), nil
+	}
+	return cfg, err
 }
 
 // supervise is the daemon from its first to its last line.
@@ -74,11 +89,13 @@ func supervise(cmd *cobra.Command, cfg *config.Daemon) error {
 	if err != nil {
 		return err
 	}
+	out := newLogWriter(cmd.ErrOrStderr())
+	defer out.Close()
 	debug.SetGCPercent(50) // it waits most of its life; memory is worth more to its host than the collector's time
 	s, err := supervisor.New(supervisor.Options{
 		Config: *cfg, Version: version.String(), Helper: []string{"/proc/self/exe", "launch"}, Sockets: passed,
 		Environ: systemd.CleanEnviron(os.Environ()), Journal: systemd.OnJournal(), Output: os.Stdout,
-		Log: log.New(cmd.ErrOrStderr(), "hotdeployd: ", 0),
+		Log: log.New(out, "hotdeployd: ", 0),
 	})
 	if err != nil {
 		return err

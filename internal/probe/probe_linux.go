@@ -1,14 +1,10 @@
 package probe
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
-	"strings"
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/release"
@@ -19,161 +15,77 @@ import (
 type Target struct {
 	Sockets map[string]*sockets.Socket // by the listener's name
 	First   *sockets.Socket            // for a probe that names none; nil if there is none
-	Pids    func() []int
-	Dir     string   // of commands
-	Env     []string // of commands
+	Pid     int                        // its main process, which commands are told; 0: the lowest of Pids
+	Pids    func() []int               // all of its processes
+	Dir     string                     // in which commands run
+	Env     []string                   // of commands
 }
 
-// maxAnswer is how much of an HTTP answer is read.
-const maxAnswer = 16 << 10
-
-// Check asks once. It ends when ctx does.
+// Check asks once. It waits as long as ctx lets it; an error then says for what.
 func Check(ctx context.Context, p release.Probe, t Target) error {
-	if p.Check == release.CheckCommand {
+	switch p.Check {
+	case release.CheckCommand:
 		return runCommand(ctx, p.Command, t)
+	case release.CheckTCP:
+		return onConnection(ctx, p, t, func(net.Conn) error { return nil })
+	case release.CheckHTTP:
+		return onConnection(ctx, p, t, func(c net.Conn) error { return get(ctx, c, p) })
 	}
+	return fmt.Errorf("%q is not a check that can be asked", p.Check)
+}
+
+// onConnection lets ask use a connection that the generation has accepted.
+func onConnection(ctx context.Context, p release.Probe, t Target, ask func(net.Conn) error) error {
 	s := t.First
 	if p.Listener != "" {
 		s = t.Sockets[p.Listener]
 	}
 	if s == nil {
-		return fmt.Errorf("there is no listener %q to probe", p.Listener)
+		return fmt.Errorf("there is no listener %q to ask", p.Listener)
 	}
 	c, err := reach(ctx, s, t.Pids)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if p.Check == release.CheckTCP {
-		return nil
-	}
-	return get(ctx, c, p)
+	return ask(c)
 }
 
-// WaitReady repeats Check until it passes or ctx ends; the error then carries the last failure. Nothing tells when an app without
-// sd_notify is ready, so it asks again and again, less and less often.
+// The pause after a check that failed: nothing tells when it would pass.
+const (
+	firstPause = 20 * time.Millisecond
+	lastPause  = 500 * time.Millisecond
+)
+
+// WaitReady repeats Check until it passes or ctx ends. The error then tells the last failure.
 func WaitReady(ctx context.Context, r release.Ready, t Target) error {
-	pause := 20 * time.Millisecond
 	var last error
-	for {
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		err := Check(ctx, r.Probe, t)
-		if err == nil {
+		switch {
+		case err == nil:
 			return nil
-		}
-		if last == nil || ctx.Err() == nil {
+		case ctx.Err() == nil:
 			last = err
+		case last == nil:
+			return err
+		default: // cut off, so what it said before may tell more
+			return fmt.Errorf("%w (before that: %w)", err, last)
 		}
 		timer := time.NewTimer(pause)
 		select {
+		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
 			return last
-		case <-timer.C:
 		}
-		pause = min(2*pause, 500*time.Millisecond)
 	}
 }
 
-// reach returns a connection that the generation accepted, and that nobody has sent a byte on. While another generation gets
-// them, it opens more at once: two processes that wait for the same socket take turns only under load.
-func reach(ctx context.Context, s *sockets.Socket, pids func() []int) (net.Conn, error) {
-	network, addr := reachable(s)
-	var open []net.Conn
-	defer func() {
-		for _, c := range open {
-			c.Close()
-		}
-	}()
-	const most = 16
-	pause := time.Millisecond
-	for {
-		others := 0
-		for i, c := range open {
-			theirs, accepted, err := sockets.AcceptedBy(c, pids())
-			switch {
-			case err != nil:
-				return nil, fmt.Errorf("ask the kernel who accepted: %w", err)
-			case theirs:
-				open = append(open[:i:i], open[i+1:]...)
-				return c, nil
-			case accepted:
-				others++
-			}
-		}
-		if others == len(open) { // each one went to somebody else, or none is open yet: open some more
-			for _, c := range open {
-				c.Close()
-			}
-			n := min(max(2*len(open), 1), most)
-			open = open[:0]
-			for range n {
-				c, err := new(net.Dialer).DialContext(ctx, network, addr)
-				if err != nil {
-					return nil, err
-				}
-				open = append(open, c)
-			}
-		}
-		timer := time.NewTimer(pause) // the kernel tells nobody when somebody accepts
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, fmt.Errorf("it accepted no connection on %s", addr)
-		case <-timer.C:
-		}
-		pause = min(2*pause, 50*time.Millisecond)
+// inTime puts the end of ctx into words, whatever it did to err: what the check waited for is all that a caller wants to know.
+func inTime(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errors.New("no answer in time")
 	}
-}
-
-// reachable is how to dial s from this host.
-func reachable(s *sockets.Socket) (network, addr string) {
-	if s.Listener.Network == "unix" {
-		return "unix", s.Addr
-	}
-	host, port, err := net.SplitHostPort(s.Addr)
-	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-		if s.Listener.Network == "tcp6" {
-			host = "::1"
-		}
-		return "tcp", net.JoinHostPort(host, port)
-	}
-	return "tcp", s.Addr
-}
-
-// get asks for p.Path on c.
-func get(ctx context.Context, c net.Conn, p release.Probe) error {
-	if d, ok := ctx.Deadline(); ok {
-		c.SetDeadline(d)
-	}
-	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
-	path, host := p.Path, p.Host
-	if path == "" {
-		path = "/"
-	}
-	if host == "" {
-		host = "localhost"
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
-	if err != nil {
-		return err
-	}
-	req.Close = true
-	req.Header.Set("User-Agent", "hotdeploy")
-	if err := req.Write(c); err != nil {
-		return fmt.Errorf("GET %s: %w", path, err)
-	}
-	res, err := http.ReadResponse(bufio.NewReader(io.LimitReader(c, maxAnswer)), req)
-	if err != nil {
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			err = errors.New("no answer in time")
-		}
-		return fmt.Errorf("GET %s: %w", path, err)
-	}
-	defer res.Body.Close()
-	if res.StatusCode >= 200 && res.StatusCode < 400 {
-		return nil
-	}
-	body, _ := io.ReadAll(io.LimitReader(res.Body, 200))
-	return fmt.Errorf("GET %s: %s: %s", path, res.Status, strings.TrimSpace(string(body)))
+	return err
 }

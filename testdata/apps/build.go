@@ -40,7 +40,7 @@ func BuildMarked(t testing.TB, name, goos, goarch, mark string) string {
 }
 
 // BuildFailing is Build with the failpoints of package upgrade compiled in: the
-// variable HOTDEPLOY_FAILPOINT says which one strikes.
+// variable UPGRADE_FAILPOINT says which one strikes.
 func BuildFailing(t testing.TB, name string) string {
 	t.Helper()
 	b := build{name: name, mark: "failpoints", tags: "failpoints"}

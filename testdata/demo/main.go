@@ -76,6 +76,9 @@ func run(ctx context.Context) error {
 	if err := d.hotdeploy(ctx, 0, "status", "demo"); err != nil {
 		return err
 	}
+	if err := clients.Beat(ctx); err != nil {
+		return err
+	}
 	report := clients.Stop(ctx)
 	fmt.Printf("\nconnections kept %d/%d · moved %d · messages lost %d · requests failed %d\n",
 		report.Kept, report.Total, report.Changed, report.MessagesLost+report.MessagesDue, report.RequestsFailed)
