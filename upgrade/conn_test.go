@@ -640,7 +640,7 @@ func TestWebSocket_WhatIsHereIsDeliveredBeforeTheAppIsTold(t *testing.T) {
 	client, c := pair(t, newTestListener(t, HTTP()))
 	webSocket(t, client, c)
 	say(t, client, "\x42\x85mas")
-	go say(t, client, "khello")
+	go io.WriteString(client, "khello")
 	expect(t, c, "\x42\x85maskhe")
 	c.begin()
 	expect(t, c, "llo")
