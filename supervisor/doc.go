@@ -9,7 +9,7 @@
 // One upgrade, file by file: server.go takes the request, upgrade.go walks through the phases (verify, start, ready, soak,
 // commit), generation.go starts and watches the process, listeners.go lends it the sockets, health.go decides whether it may
 // stay, drain.go sees the old one off. keeper.go restarts what crashes and goes back to the release before when it
-// keeps crashing. Live connections would move between ready and soak.
+// keeps crashing. handoff.go moves live connections between ready and soak.
 //
 // Read [Supervisor.Run] first, then upgrade.go.
 package supervisor

@@ -249,3 +249,42 @@ func beat(t *testing.T, r *rig, l *load.Load) {
 		t.Error(err)
 	}
 }
+
+// What is busy for longer than the handoff waits moves later, when the old release has had its SIGTERM.
+func TestHandoff_LongRequest_MovesWhenItEnds(t *testing.T) {
+	r := newLiveRig(t)
+	first := r.push("1")
+	c := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
+	defer c.CloseIdleConnections()
+	get := func(path string) (body string, reused bool) {
+		ctx := httptrace.WithClientTrace(r.ctx(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }})
+		req, _ := http.NewRequestWithContext(ctx, "GET", "http://"+r.addr+path, nil)
+		res, err := c.Do(req)
+		if err != nil {
+			t.Fatalf("GET %s: %v", path, err)
+		}
+		defer res.Body.Close()
+		b, _ := io.ReadAll(res.Body)
+		return strings.TrimSpace(string(b)), reused
+	}
+	get("/version")
+	slow := make(chan string, 1)
+	go func() { body, _ := get("/slow?for=4s"); slow <- body }()
+	r.awaitBusy()
+	u := r.push("2")
+	if u.Handoff == nil || u.Handoff.Kept["busy"] != 1 {
+		t.Errorf("%+v", u.Handoff)
+	}
+	if body := <-slow; body != "slow but there" {
+		t.Errorf("the slow request: %q", body)
+	}
+	if body, reused := get("/version"); body != "2" || !reused {
+		t.Errorf("answered by %s, the same connection: %v", body, reused)
+	}
+	r.await(func(e api.Event) bool {
+		return e.Generation == first.Generation && strings.Contains(e.Text, "exited with status 0")
+	})
+}
+
+// awaitBusy gives a request that was just begun the time to arrive: nothing tells.
+func (r *rig) awaitBusy() { <-time.After(100 * time.Millisecond) }

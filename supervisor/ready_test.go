@@ -85,30 +85,31 @@ func TestReady_ByProbe_WhileTheOldOneAccepts(t *testing.T) {
 }
 
 func TestReady_ByProbe_NeverShown_NothingChanged(t *testing.T) {
-	const soon = 2 * time.Second
+	const soon, sooner = 2 * time.Second, 400 * time.Millisecond // it must have had the time to say no
+	r := newRig(t)
+	r.push("1")
 	for _, tc := range []struct {
 		name  string
 		ready change
 		says  string
 	}{
-		{"tcp", checked(release.Probe{Check: release.CheckTCP}, soon), "accepted no connection"},
+		{"tcp", checked(release.Probe{Check: release.CheckTCP}, sooner), "accepted no connection"},
 		{"http", checked(release.Probe{Check: release.CheckHTTP, Path: "/nowhere"}, soon), "404"},
 		{"command", checked(release.Probe{Check: release.CheckCommand, Command: []string{"sh", "-c", "echo the database said no; exit 7"}}, soon), "exit status 7: the database said no"},
-		{"command that hangs", checked(release.Probe{Check: release.CheckCommand, Command: []string{"sh", "-c", "sleep 60 & sleep 60"}}, soon), "killed"},
+		{"command that hangs", checked(release.Probe{Check: release.CheckCommand, Command: []string{"sh", "-c", "sleep 60 & sleep 60"}}, sooner), "killed"},
 		{"dies before", func(s *release.Spec) {
 			env("WSECHO_EXIT_AT_START", "1")(s)
 			checked(release.Probe{Check: release.CheckTCP}, time.Minute)(s)
 		}, "exited with status 3 before it was ready"},
 	} {
+		version := strings.ReplaceAll(tc.name, " ", "-")
 		t.Run(tc.name, func(t *testing.T) {
-			r := newRig(t)
-			r.push("1")
-			r.install("2", func(s *release.Spec) {
+			r.install(version, func(s *release.Spec) {
 				if tc.name == "tcp" {
 					env("WSECHO_NEVER_READY", "1")(s)
 				}
 			}, tc.ready)
-			u := r.upgrade(api.KindPush, "2")
+			u := r.upgrade(api.KindPush, version)
 			if u.Outcome != api.NothingChanged || !strings.Contains(u.Error.Message, tc.says) || !strings.Contains(u.Error.State, "release 1 is serving") {
 				t.Errorf("%s: %+v", u.Outcome, u.Error)
 			}

@@ -30,16 +30,15 @@ func newAdopted(s socket, l *listener, r *record) *conn {
 	c := newConn(s, l)
 	c.state, c.resumed = replaying, true
 	c.replay = &replay{record: r, verdict: make(chan Reason, 1)}
-	c.opening, c.answer, c.tail = r.opening, r.answer, slices.Clip(r.unsent)
+	c.tail = slices.Clip(r.unsent)
 	c.session = &session{version: r.stateVersion, state: r.state}
 	switch c.codec.(type) {
 	case *httpCodec:
 		if len(r.opening) > 0 {
-			c.codec = &wsCodec{}
-			c.shake = &handshake{extensions: r.extensions, protocol: r.subprotocol}
+			c.codec = &wsCodec{shake: handshake{slices.Clone(r.opening), r.extensions, r.subprotocol}}
 		}
 	case *mqttCodec:
-		c.codec = &mqttCodec{opening: r.opening, answer: r.answer, acked: true}
+		c.codec = &mqttCodec{opening: slices.Clone(r.opening), answer: slices.Clone(r.answer), acked: true}
 	}
 	s.SetDeadline(time.Time{}) // what the connection before this one may have left
 	c.in.add(r.opening)
@@ -52,7 +51,7 @@ func (c *conn) rehearseLocked() (wait bool, err error) {
 	if len(c.in.kept()) > 0 {
 		return false, nil
 	}
-	if len(c.opening) == 0 {
+	if len(c.opening()) == 0 {
 		c.acceptLocked() // a server that reads is an answer
 		return true, nil
 	}
@@ -62,7 +61,7 @@ func (c *conn) rehearseLocked() (wait bool, err error) {
 // answerLocked is Write while the app has not answered. The answer is not for the client, who has had it.
 func (c *conn) answerLocked(p []byte) (int, error) {
 	r := c.replay
-	if len(c.opening) == 0 {
+	if len(c.opening()) == 0 {
 		c.refuseLocked(ReasonRefused) // it speaks first, or complains of something
 		return len(p), nil
 	}
@@ -79,22 +78,27 @@ func (c *conn) answerLocked(p []byte) (int, error) {
 
 // judgeLocked compares an answer with the first one. size is its length, 0 if it is not complete.
 func (c *conn) judgeLocked(b []byte) (size int, ok bool) {
-	if c.shake != nil {
-		return c.judgeHTTP(b)
-	}
-	if _, is := c.codec.(*mqttCodec); is {
-		var f mqttFramer
-		n, end, err := f.Next(b)
-		if !end || err != nil {
-			return 0, err == nil
-		}
-		return n, f.kind() == mqttConnack && connackCode(b[:n]) == connackCode(c.answer)
+	switch k := c.codec.(type) {
+	case *wsCodec:
+		return k.shake.judge(b)
+	case *mqttCodec:
+		return k.judgeAnswer(b)
 	}
 	return 0, false
 }
 
-// judgeHTTP passes over interim answers.
-func (c *conn) judgeHTTP(b []byte) (size int, ok bool) {
+// judgeAnswer looks for the CONNACK.
+func (c *mqttCodec) judgeAnswer(b []byte) (size int, ok bool) {
+	var f mqttFramer
+	n, end, err := f.Next(b)
+	if !end || err != nil {
+		return 0, err == nil
+	}
+	return n, f.kind() == mqttConnack && connackCode(b[:n]) == connackCode(c.answer)
+}
+
+// judge looks for the 101, and passes over interim answers.
+func (k *handshake) judge(b []byte) (size int, ok bool) {
 	for {
 		n := headEnd(b[size:], 0)
 		if n == 0 {
@@ -107,7 +111,7 @@ func (c *conn) judgeHTTP(b []byte) (size int, ok bool) {
 			return 0, false
 		}
 		if h.status == 101 {
-			return size, c.shake.answeredBy(head)
+			return size, k.answeredBy(head)
 		}
 	}
 }
@@ -152,7 +156,7 @@ func (c *conn) enterLocked() {
 		return
 	}
 	c.armLocked()
-	c.sock.SetWriteDeadline(c.writeBy)
+	c.sock.SetWriteDeadline(c.writeBy.time())
 	c.notifyLocked()
 	c.flushLocked()
 }

@@ -10,7 +10,9 @@ import (
 // This file is the giver in barrier mode: for apps whose connections know each other.
 
 // allAtOnce parks everything, freezes the app, moves all of it, and changes sides in one moment.
-func (g *giver) allAtOnce(ctx, limited context.Context, ls []*listener) {
+func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
+	limited, cancel := context.WithTimeout(ctx, g.hooks.Patience)
+	defer cancel()
 	list := g.untried(ls)
 	for _, c := range list {
 		c.park()

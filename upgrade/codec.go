@@ -55,12 +55,27 @@ func (*plainCodec) settled() bool            { return true }
 // wsCodec follows a WebSocket once it is open.
 type wsCodec struct {
 	client, server wsFramer
+	shake          handshake
 	why            Reason
 	held           bool // the app said goodbye because of the handoff
 }
 
-func (c *wsCodec) in(b []byte) (int, bool, error) { return c.client.Next(b) }
-func (c *wsCodec) missing() int64                 { return c.client.Missing() }
+// in delivers the frames of compressed messages whole. A library that has got a part of one, when a Read fails, may pass it to the
+// decompressor without unmasking it, and take what comes out for a message if by chance it looks complete (coder/websocket 1.8).
+func (c *wsCodec) in(b []byte) (n int, end bool, err error) {
+	for n < len(b) && !end && err == nil {
+		if c.client.atFrame() && c.client.torn(b[n:]) {
+			return n, false, nil
+		}
+		var k int
+		k, end, err = c.client.frame(b[n:])
+		n += k
+		end = end && !c.client.open
+	}
+	return n, end, err
+}
+
+func (c *wsCodec) missing() int64 { return c.client.Missing() }
 
 func (c *wsCodec) out(b []byte, told bool) (n int) {
 	if c.held {

@@ -52,17 +52,13 @@ type conn struct {
 	parked   bool // and does
 	ending   bool // closed by the app, while bytes are still unsent
 
-	readBy  time.Time // as the app wants it
-	writeBy time.Time
-	toldBy  time.Time     // readBy when the app was told
+	readBy  instant // as the app wants it
+	writeBy instant
 	changed chan struct{} // closed when something changed that somebody waits for
 	readErr error         // came after the bytes in the inbox
 	codec   codec
 	in      inbox
 	tail    []byte // written by the app, not taken by the kernel; goes first
-	opening []byte // what is replayed; nil for protocols without
-	shake   *handshake
-	answer  []byte // of an MQTT broker
 	replay  *replay
 	idle    *idle
 	offer   *offer
@@ -84,6 +80,41 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) { return c.sock.SyscallCon
 // NetConn returns the connection below, of which the same is true.
 func (c *conn) NetConn() net.Conn { return c.sock }
 
+// instant is a time.Time in a third of the room: nanoseconds since the process began, 0 for none.
+type instant int64
+
+var began = time.Now()
+
+func instantOf(t time.Time) instant {
+	if t.IsZero() {
+		return 0
+	}
+	if i := instant(t.Sub(began)); i != 0 {
+		return i
+	}
+	return 1
+}
+
+func (i instant) time() time.Time {
+	if i == 0 {
+		return time.Time{}
+	}
+	return began.Add(time.Duration(i))
+}
+
+func (i instant) expired() bool { return i != 0 && time.Since(began) >= time.Duration(i) }
+
+// opening is what is replayed; nil for protocols without.
+func (c *conn) opening() []byte {
+	switch k := c.codec.(type) {
+	case *wsCodec:
+		return k.shake.opening
+	case *mqttCodec:
+		return k.opening
+	}
+	return nil
+}
+
 // past is a deadline that wakes whoever blocks.
 var past = time.Unix(1, 0)
 
@@ -99,7 +130,10 @@ func (c *conn) SetDeadline(t time.Time) error {
 func (c *conn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.readBy = t
+	if c.state == told || c.state == sealed {
+		return nil // what was in force when the app was told goes along
+	}
+	c.readBy = instantOf(t)
 	if c.state == running && !c.waking && !c.parked {
 		return c.armLocked()
 	}
@@ -112,7 +146,7 @@ func (c *conn) armLocked() error {
 	if c.idle != nil {
 		return c.sock.SetReadDeadline(c.idle.by)
 	}
-	return c.sock.SetReadDeadline(c.readBy)
+	return c.sock.SetReadDeadline(c.readBy.time())
 }
 
 // idle is an HTTP connection that has moved while nothing was asked. Its server takes it for a new one and gives it little time for a first
@@ -124,8 +158,8 @@ type idle struct {
 
 // askedLocked ends it: the server's own limit starts with the first byte.
 func (c *conn) askedLocked() {
-	if !c.readBy.IsZero() {
-		c.readBy = c.readBy.Add(time.Since(c.idle.since))
+	if c.readBy != 0 {
+		c.readBy += instant(time.Since(c.idle.since))
 	}
 	c.idle = nil
 	c.armLocked()
@@ -135,7 +169,7 @@ func (c *conn) askedLocked() {
 func (c *conn) SetWriteDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.writeBy = t
+	c.writeBy = instantOf(t)
 	if c.state == running && !c.stopping {
 		err := c.sock.SetWriteDeadline(t)
 		c.flushLocked() // one that had run out may have stopped it
@@ -221,18 +255,18 @@ func (c *conn) notifyLocked() {
 }
 
 // awaitLocked lets go of the lock until something has changed or by has come.
-func (c *conn) awaitLocked(by time.Time) {
+func (c *conn) awaitLocked(by instant) {
 	if c.changed == nil {
 		c.changed = make(chan struct{})
 	}
 	changed := c.changed
 	c.mu.Unlock()
 	defer c.mu.Lock()
-	if by.IsZero() {
+	if by == 0 {
 		<-changed
 		return
 	}
-	timer := time.NewTimer(time.Until(by))
+	timer := time.NewTimer(time.Until(by.time()))
 	defer timer.Stop()
 	select {
 	case <-changed:

@@ -602,3 +602,49 @@ func TestErrors_LookLikeThoseOfPackageNet(t *testing.T) {
 	_, err = next.Write(make([]byte, 1))
 	check("write after Close", err, net.ErrClosed, false)
 }
+
+// TestWebSocket_CompressedFramesComeWhole: so that no library decompresses a part of one, and the connection moves all the same.
+func TestWebSocket_CompressedFramesComeWhole(t *testing.T) {
+	client, c := pair(t, newTestListener(t, HTTP()))
+	webSocket(t, client, c)
+	say(t, client, "\x42\x83maskabc\x00\x85maskde")
+	expect(t, c, "\x42\x83maskabc")
+	got := make(chan string, 1)
+	go func() {
+		b := make([]byte, 3)
+		n, _ := io.ReadFull(c, b)
+		got <- string(b[:n])
+	}()
+	say(t, client, "fgh\x80\x81mas")
+	for want := range strings.SplitSeq("\x00\x85m ask def gh", " ") {
+		if s := <-got; !strings.HasPrefix(want, s) {
+			t.Fatalf("delivered %q, want %q", s, want)
+		}
+		go func() {
+			b := make([]byte, 3)
+			n, _ := c.Read(b)
+			got <- string(b[:n])
+		}()
+	}
+	c.begin()
+	if s := <-got; s != "" {
+		t.Errorf("delivered %q of a frame that is not complete", s)
+	}
+	c.Close()
+	if r, why := c.begin().seal(within(t)); why != "" || string(r.kept) != "\x42\x83maskabc\x00\x85maskdefgh\x80\x81mas" {
+		t.Errorf("kept %+v, %q", r, why)
+	}
+}
+
+func TestWebSocket_WhatIsHereIsDeliveredBeforeTheAppIsTold(t *testing.T) {
+	client, c := pair(t, newTestListener(t, HTTP()))
+	webSocket(t, client, c)
+	say(t, client, "\x42\x85mas")
+	go io.WriteString(client, "khello")
+	expect(t, c, "\x42\x85maskhe")
+	c.begin()
+	expect(t, c, "llo")
+	if n, err := c.Read(make([]byte, 9)); n != 0 || err != ErrHandoff {
+		t.Errorf("Read gave %d, %v", n, err)
+	}
+}

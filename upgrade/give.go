@@ -17,7 +17,7 @@ import (
 // resume; claim is what makes sure that each gets exactly one of the two.
 
 // atOnce is how many connections pause at a time in rolling mode. It is what the longest pause depends on.
-const atOnce = 128
+const atOnce = 64
 
 // endTime is how long the end of a channel is waited for.
 const endTime = time.Second
@@ -43,6 +43,7 @@ type sealedConn struct {
 	receipt  bool // barrier: accepted, waits for the others
 	refused  Reason
 	judged   bool
+	begun    time.Time
 	offered  time.Time
 	stranded bool // a frame about it could not be written whole: only the end of file decides
 }
@@ -108,12 +109,10 @@ func newGiver(ch *channel, own hello, opt Options, by time.Time) (*giver, error)
 // all gives what the listeners have, until ctx ends. Each connection that is busy is waited for as long as the app's options say.
 func (g *giver) all(ctx context.Context, ls []*listener) {
 	failpoint("give.begin")
-	limited, cancel := context.WithTimeout(ctx, g.hooks.Patience)
-	defer cancel()
 	if g.barrier {
-		g.allAtOnce(ctx, limited, ls)
+		g.allAtOnce(ctx, ls)
 	} else {
-		g.rolling(ctx, limited, ls)
+		g.rolling(ctx, ls)
 	}
 	if g.await(ctx, func() bool { return g.open == 0 }) != nil {
 		g.withdraw(ReasonLate)
@@ -121,12 +120,13 @@ func (g *giver) all(ctx context.Context, ls []*listener) {
 }
 
 // rolling tries each connection once. Rounds, since one may have been accepted while the last began.
-func (g *giver) rolling(ctx, limited context.Context, ls []*listener) {
+func (g *giver) rolling(ctx context.Context, ls []*listener) {
 	for {
 		list := g.untried(ls)
 		if len(list) == 0 {
 			return
 		}
+		limited, cancel := context.WithCancel(ctx)
 		for _, c := range list {
 			if g.slot(ctx) != nil {
 				g.count(ReasonLate)
@@ -134,7 +134,10 @@ func (g *giver) rolling(ctx, limited context.Context, ls []*listener) {
 			}
 			g.begin(limited, c, true)
 		}
+		patience := time.AfterFunc(g.hooks.Patience, cancel) // from the last one on
 		g.await(ctx, func() bool { return len(g.sealing) == 0 })
+		patience.Stop()
+		cancel()
 	}
 }
 
@@ -217,8 +220,9 @@ func (g *giver) slot(ctx context.Context) error {
 func (g *giver) freeBusy() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	late := time.Now().Add(-lateTime)
 	for s := range g.sealing {
-		if s.slot && !s.c.pauses() {
+		if s.slot && s.c.waits(s.begun.Before(late)) {
 			g.freeLocked(s)
 		}
 	}
@@ -232,16 +236,28 @@ func (g *giver) freeLocked(s *sealedConn) {
 	}
 }
 
-// pauses says that the app was told.
-func (c *conn) pauses() bool {
+// waits says that the app was not told yet, and will not be in this moment: it is busy, or has had enough time to come to a Read.
+func (c *conn) waits(late bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.state == told || c.state == sealed
+	switch c.state {
+	case told, sealed:
+		return false
+	case running:
+		return late || c.in.lost || c.codec.busy(wholeRead)
+	}
+	return true
 }
+
+// wholeRead is a Read that is none of net/http's watching.
+const wholeRead = 4096
+
+// lateTime is after how long an app that has not come to a Read is not about to.
+const lateTime = 50 * time.Millisecond
 
 // begin wakes c's app and offers the connection when it has let go.
 func (g *giver) begin(ctx context.Context, c *conn, slot bool) {
-	s := &sealedConn{c: c, slot: slot}
+	s := &sealedConn{c: c, slot: slot, begun: time.Now()}
 	g.mu.Lock()
 	g.open++
 	g.sealing[s] = true

@@ -121,16 +121,17 @@ func (c *conn) pack() (*record, error) {
 	c.mu.Lock()
 	r := &record{
 		listener: c.listener.name, protocol: c.listener.protocol.name,
-		opening: c.opening, answer: c.answer, kept: append([]byte(nil), c.in.kept()...), unsent: c.tail,
+		opening: c.opening(), kept: append([]byte(nil), c.in.kept()...), unsent: c.tail,
 	}
-	if c.shake != nil {
-		r.extensions, r.subprotocol = c.shake.extensions, c.shake.protocol
-	}
-	if m, ok := c.codec.(*mqttCodec); ok {
-		r.opening, r.answer = m.opening, m.answer
-	}
-	if !c.toldBy.IsZero() && c.opening == nil {
-		r.idle = max(time.Until(c.toldBy), time.Millisecond)
+	switch k := c.codec.(type) {
+	case *wsCodec:
+		r.extensions, r.subprotocol = k.shake.extensions, k.shake.protocol
+	case *mqttCodec:
+		r.answer = k.answer
+	case *httpCodec:
+		if c.readBy != 0 {
+			r.idle = max(time.Until(c.readBy.time()), time.Millisecond)
+		}
 	}
 	s := c.session
 	c.mu.Unlock()

@@ -14,9 +14,9 @@ type handshake struct {
 }
 
 // newHandshake makes it of the request, as the client sent it, and the answer to it.
-func newHandshake(request, answer []byte) *handshake {
-	h := &handshake{extensions: normalExtensions(fieldValues(answer, nameExtensions)), protocol: fieldValues(answer, nameProtocol)}
-	h.opening = setField(setField(request, nameExtensions, h.extensions), nameProtocol, h.protocol)
+func newHandshake(request, answer []byte) handshake {
+	h := handshake{extensions: normalExtensions(fieldValues(answer, nameExtensions)), protocol: fieldValues(answer, nameProtocol)}
+	h.opening = slices.Clone(setField(setField(request, nameExtensions, h.extensions), nameProtocol, h.protocol)) // kept for long: no room to spare
 	return h
 }
 

@@ -18,8 +18,7 @@ type httpCodec struct {
 	edited   []byte // what to deliver instead of the head just looked at; taken by the connection
 	outHead  []byte // an answer's head as far as it was written
 	why      Reason
-	switched *wsCodec   // set when the 101 is written
-	agreed   *handshake // what it agreed to
+	switched *wsCodec // set when the 101 is written
 }
 
 func newHTTPCodec() codec { return &httpCodec{} }
@@ -191,9 +190,8 @@ func (c *httpCodec) switchOver(h head, b []byte) error {
 	if c.opening == nil || !h.upgrade || c.asked != 1 {
 		return ErrFraming
 	}
-	c.agreed = newHandshake(c.opening, b)
-	c.switched = &wsCodec{}
-	if !c.agreed.movable() {
+	c.switched = &wsCodec{shake: newHandshake(c.opening, b)}
+	if !c.switched.shake.movable() {
 		c.switched.why = ReasonCompression
 	}
 	c.opening = nil

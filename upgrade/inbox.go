@@ -12,10 +12,10 @@ import (
 //	           0           read                  scanned       len
 type inbox struct {
 	block   *block
-	read    int  // delivered up to here
-	scanned int  // may be delivered up to here
-	end     bool // a message ends at scanned
-	lost    bool // the start of the unfinished message was given up: it is too long, or is never replayed
+	read    int32 // delivered up to here
+	scanned int32 // may be delivered up to here
+	end     bool  // a message ends at scanned
+	lost    bool  // the start of the unfinished message was given up: it is too long, or is never replayed
 }
 
 // between says that the next byte to be delivered is the first of a message.
@@ -43,9 +43,9 @@ func (in *inbox) deliver(p []byte) int {
 		return 0
 	}
 	n := copy(p, in.block.b[in.read:in.scanned])
-	in.read += n
+	in.read += int32(n)
 	if in.read == in.scanned && in.end {
-		in.drop(in.scanned)
+		in.drop(int(in.scanned))
 	} else if in.lost {
 		in.forget()
 	}
@@ -54,10 +54,10 @@ func (in *inbox) deliver(p []byte) int {
 
 // approve lets n more bytes be delivered. With n = 0 and end a message is over that was delivered already.
 func (in *inbox) approve(n int, end bool) {
-	in.scanned += n
+	in.scanned += int32(n)
 	in.end = end
 	if end && in.read == in.scanned {
-		in.drop(in.scanned)
+		in.drop(int(in.scanned))
 	}
 }
 
@@ -105,8 +105,13 @@ func (in *inbox) journal(b []byte, more int64) {
 	}
 	in.room(len(b) + int(more))
 	in.block.b = append(in.block.b, b...)
-	in.read += len(b)
-	in.scanned += len(b)
+	in.read += int32(len(b))
+	in.scanned += int32(len(b))
+}
+
+// mayJournal says that a message is under way, all of it delivered so far, and that it can be kept with the n bytes that it lacks.
+func (in *inbox) mayJournal(n int64) bool {
+	return in.block != nil && !in.lost && in.read > 0 && int(in.read) == len(in.block.b) && int64(in.read)+n <= MaxKept
 }
 
 // add notes bytes that were not scanned.
@@ -119,11 +124,11 @@ func (in *inbox) add(b []byte) {
 
 // replace puts b in the place of the next n bytes and lets all of it be delivered.
 func (in *inbox) replace(n int, b []byte) {
-	rest := append([]byte(nil), in.block.b[in.scanned+n:]...)
+	rest := append([]byte(nil), in.block.b[int(in.scanned)+n:]...)
 	in.block.b = in.block.b[:in.scanned]
 	in.add(b)
 	in.add(rest)
-	in.scanned += len(b)
+	in.scanned += int32(len(b))
 	in.end = true
 }
 

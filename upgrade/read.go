@@ -67,32 +67,30 @@ func (c *conn) gateLocked(size int) (wait bool, err error) {
 
 // waitLocked waits for a change, as long as the app's deadline allows.
 func (c *conn) waitLocked() error {
-	if expired(c.readBy) {
+	if c.readBy.expired() {
 		return opError("read", c.sock, os.ErrDeadlineExceeded)
 	}
 	c.awaitLocked(c.readBy)
 	return nil
 }
 
-func expired(t time.Time) bool { return !t.IsZero() && !time.Now().Before(t) }
-
 // pauseLocked parks a Read, or tells it that the connection moves, if it may move just now.
 func (c *conn) pauseLocked(size int) (wait bool, err error) {
-	if c.codec.busy(size) || c.in.lost {
-		return false, nil
+	if c.codec.busy(size) || c.in.lost || c.in.read < c.in.scanned {
+		return false, nil // what may be delivered is, so that a frame that came whole is not torn here
 	}
 	if why := c.codec.stays(); why != "" {
 		c.stayLocked(why)
 		return false, nil
 	}
 	if c.offer != nil {
-		c.state, c.toldBy, c.offer.told = told, c.readBy, time.Now()
+		c.state, c.offer.told = told, time.Now()
 		c.notifyLocked()
 		return false, ErrHandoff
 	}
 	c.parked = true
 	c.notifyLocked()
-	c.awaitLocked(time.Time{}) // a pause is not the client's fault: the app's deadlines rest
+	c.awaitLocked(0) // a pause is not the client's fault: the app's deadlines rest
 	c.parked = false
 	c.armLocked()
 	return true, nil
@@ -152,6 +150,9 @@ func (c *conn) fillLocked(p []byte) (int, error) {
 	if len(c.in.ahead()) > 0 && len(p) < readAhead {
 		return 0, c.fetchLocked()
 	}
+	if more := c.codec.missing(); more > int64(len(p)) && c.in.mayJournal(more) && c.codec.replays() {
+		return 0, c.aheadLocked(int(more))
+	}
 	n, err := c.receiveLocked(p)
 	if n > 0 {
 		return c.arrivedLocked(p[:n]), nil
@@ -170,12 +171,24 @@ func (c *conn) laterLocked(err error) error {
 	return err
 }
 
+// aheadLocked reads more of a message under way, as much of it as there is, where it is kept anyway: libraries come for it in small pieces, and
+// each would be a system call. It never reads beyond the message.
+func (c *conn) aheadLocked(more int) error {
+	c.in.room(more)
+	have := len(c.in.block.b)
+	n, err := c.receiveLocked(c.in.block.b[have : have+more])
+	if c.in.block.b = c.in.block.b[:have+n]; n > 0 {
+		return nil
+	}
+	return err
+}
+
 // readAhead is how much room a Read must have to get the rest of a held head directly: net/http watches with one byte.
 const readAhead = 512
 
 // fetchLocked reads more of a held head into the inbox.
 func (c *conn) fetchLocked() error {
-	b := newBlock(4 * readAhead)
+	b := newBlock(32 * readAhead)
 	defer b.free()
 	n, err := c.receiveLocked(b.b[:cap(b.b)])
 	if n > 0 {
@@ -234,6 +247,7 @@ func (c *conn) arrivedLocked(b []byte) int {
 		c.in.forget()
 	default:
 		c.in.journal(b[:n], c.codec.missing())
+		c.in.add(b[n:])
 	}
 	return n
 }

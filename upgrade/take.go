@@ -309,9 +309,10 @@ func (a *arrivals) tell() {
 
 // awaitRead waits until the app, which has accepted, reads; not beyond by.
 func (c *conn) awaitRead(by time.Time) {
+	limit := instantOf(by)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.state == answered && !c.arrived && !c.ending && !expired(by) {
-		c.awaitLocked(by)
+	for c.state == answered && !c.arrived && !c.ending && !limit.expired() {
+		c.awaitLocked(limit)
 	}
 }

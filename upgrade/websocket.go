@@ -9,7 +9,8 @@ import (
 const (
 	opContinuation = 0
 	opClose        = 8
-	opControl      = 8 // opcodes from here on are control frames
+	opControl      = 8    // opcodes from here on are control frames
+	rsv1           = 0x40 // on a message's first frame: it is compressed
 )
 
 // wsFramer follows WebSocket frames (RFC 6455, section 5). A message of it is a whole message: all its fragments and the control frames
@@ -20,6 +21,7 @@ type wsFramer struct {
 	need    uint8 // length of the header as far as known; 2 at first
 	open    bool  // fragments of a message are still to come
 	closing bool  // a close frame was seen
+	packed  bool  // the message under way is compressed
 	left    uint64
 }
 
@@ -106,8 +108,29 @@ func (f *wsFramer) measure() error {
 		f.closing = true
 	case op < opControl:
 		f.open = f.head[0]&0x80 == 0
+		f.packed = f.head[0]&rsv1 != 0 || op == opContinuation && f.packed
 	}
 	return nil
+}
+
+// torn says that b, at the start of a frame, holds only a part of it, and that the frame belongs to a compressed message that can be kept.
+func (f *wsFramer) torn(b []byte) bool {
+	packed := b[0]&rsv1 != 0
+	if f.open {
+		packed = f.packed
+	}
+	if !packed || b[0]&0x0f >= opControl {
+		return false
+	}
+	if len(b) < 2 || len(b) < int(headerLength(b[1])) {
+		return true
+	}
+	next := wsFramer{}
+	n := int(headerLength(b[1]))
+	if _, _, err := next.frame(b[:n]); err != nil {
+		return false
+	}
+	return next.left > uint64(len(b)-n) && next.left < MaxKept-uint64(n)
 }
 
 // atFrame says that the next byte is the first of a frame.

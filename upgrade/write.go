@@ -67,7 +67,7 @@ func (c *conn) sendFile(r io.Reader) (n int64, handled bool, err error) {
 
 // roomLocked slows the app down where it writes more than can go along.
 func (c *conn) roomLocked() {
-	for c.state != running && c.carriesLocked() && len(c.tail) > MaxUnsent && !expired(c.writeBy) {
+	for c.state != running && c.carriesLocked() && len(c.tail) > MaxUnsent && !c.writeBy.expired() {
 		c.awaitLocked(c.writeBy)
 	}
 }
@@ -88,8 +88,7 @@ func (c *conn) afterOutLocked() {
 	if !ok || h.switched == nil {
 		return
 	}
-	c.codec, c.shake, c.opening = h.switched, h.agreed, h.agreed.opening
-	c.shake.opening = nil
+	c.codec = h.switched
 	if len(c.in.ahead()) > 0 {
 		c.pokeLocked() // bytes were held until it was known whose they are
 	}
@@ -137,7 +136,7 @@ func (c *conn) transmitLocked(b []byte) (int, error) {
 	c.inWrite = false
 	if c.stopping {
 		c.stopping = false
-		c.sock.SetWriteDeadline(c.writeBy)
+		c.sock.SetWriteDeadline(c.writeBy.time())
 		if isTimeout(err) {
 			err = nil
 		}

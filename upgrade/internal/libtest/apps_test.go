@@ -106,25 +106,32 @@ func gobwasApp(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-type gwsEvents struct {
-	gws.BuiltinEventHandler
-	count *counter
+type gwsEvents struct{ gws.BuiltinEventHandler }
+
+func (gwsEvents) OnPing(c *gws.Conn, p []byte) { c.WritePong(p) }
+
+func (gwsEvents) OnMessage(c *gws.Conn, m *gws.Message) {
+	defer m.Close()
+	count, _ := c.Session().Load("count")
+	c.WriteMessage(m.Opcode, count.(*counter).answer(m.Bytes()))
 }
 
-func (e *gwsEvents) OnPing(c *gws.Conn, p []byte) { c.WritePong(p) }
+// gwsUpgraders are made once: each has a pool of compressors.
+var gwsUpgraders = map[bool]*gws.Upgrader{false: newGWS(false), true: newGWS(true)}
 
-func (e *gwsEvents) OnMessage(c *gws.Conn, m *gws.Message) {
-	defer m.Close()
-	c.WriteMessage(m.Opcode, e.count.answer(m.Bytes()))
+func newGWS(compress bool) *gws.Upgrader {
+	return gws.NewUpgrader(gwsEvents{}, &gws.ServerOption{
+		ReadMaxPayloadSize: 64 << 20, WriteMaxPayloadSize: 64 << 20,
+		PermessageDeflate: gws.PermessageDeflate{Enabled: compress, ServerContextTakeover: true, ClientContextTakeover: true},
+	})
 }
 
 func gwsApp(w http.ResponseWriter, r *http.Request) {
-	o := &gws.ServerOption{ReadMaxPayloadSize: 64 << 20, WriteMaxPayloadSize: 64 << 20}
-	o.PermessageDeflate = gws.PermessageDeflate{Enabled: r.URL.Query().Has("compress"), ServerContextTakeover: true, ClientContextTakeover: true}
-	c, err := gws.NewUpgrader(&gwsEvents{count: newCounter(r)}, o).Upgrade(w, r)
+	c, err := gwsUpgraders[r.URL.Query().Has("compress")].Upgrade(w, r)
 	if err != nil {
 		return
 	}
+	c.Session().Store("count", newCounter(r))
 	c.ReadLoop()
 }
 

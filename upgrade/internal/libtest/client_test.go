@@ -102,6 +102,8 @@ func (c *client) talk(stop <-chan struct{}) error {
 	go func() { written <- c.speak(stop) }()
 	if err := c.listen(); err != nil {
 		c.conn.Close()
+		for range c.tickets { // the writing half may wait to put one there
+		}
 		<-written
 		return err
 	}
@@ -208,7 +210,7 @@ func (c *client) listen() error {
 			return fmt.Errorf("after %d messages: %w", c.messages, err)
 		}
 		if len(got) < 8 || !bytes.Equal(got[8:], p) {
-			return fmt.Errorf("answer %d is to another message", c.messages)
+			return fmt.Errorf("answer %d, of %d bytes, is to another message: want %d bytes, they differ from byte %d on; %.20q", c.messages, len(got), len(p), differ(got, p), got)
 		}
 		if n := binary.BigEndian.Uint64(got); n != uint64(c.messages) {
 			return fmt.Errorf("message %d was number %d for the server", c.messages, n)
@@ -216,6 +218,16 @@ func (c *client) listen() error {
 		c.messages++
 	}
 	return nil
+}
+
+// differ returns where an answer stops being the message.
+func differ(got, p []byte) int {
+	for i := range p {
+		if i+8 >= len(got) || got[i+8] != p[i] {
+			return i
+		}
+	}
+	return len(p)
 }
 
 // read returns the next message.
