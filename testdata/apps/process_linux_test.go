@@ -135,7 +135,7 @@ func (p *process) awaitNotify(line string) {
 	go func() {
 		select {
 		case <-p.exited:
-			p.notify.SetReadDeadline(time.Unix(1, 0))
+			p.notify.SetReadDeadline(time.Now().Add(time.Second)) // not the past: what it said last is still in the queue
 		case <-dead:
 		}
 	}()
