@@ -210,10 +210,14 @@ func (s *service) look() truth {
 // consistent fails the test unless one release, and that one wholly, is committed, current and serving. It returns which.
 func (s *service) consistent() string {
 	s.t.Helper()
-	is := s.look()
-	if is.committed == "" || is.current != is.committed || is.serving != is.committed || is.temporary != "" || !slices.Contains(is.releases, is.committed) {
-		s.t.Errorf("%s on %s: committed %q, current %q, serving %q, releases %q, half there %q", s.service, s.vm.Name,
-			is.committed, is.current, is.serving, is.releases, is.temporary)
+	var is truth
+	until(s.t, "nothing is half there", func() bool { // the daemon may still be at what a lost caller asked for
+		is = s.look()
+		return is.temporary == ""
+	})
+	if is.committed == "" || is.current != is.committed || is.serving != is.committed || !slices.Contains(is.releases, is.committed) {
+		s.t.Errorf("%s on %s: committed %q, current %q, serving %q, releases %q", s.service, s.vm.Name,
+			is.committed, is.current, is.serving, is.releases)
 	}
 	return is.committed
 }
