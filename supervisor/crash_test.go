@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -90,6 +91,76 @@ func TestCrash_AroundTheCommit_TheOutcomeIsTheTruth(t *testing.T) {
 	}
 	if n := strings.Count(r.log.String(), "exited with status 1\n"); n > 6 {
 		t.Errorf("six releases exited %d times:\n%s", n, r.log)
+	}
+}
+
+// The two instants around the switch, exactly.
+func TestCrash_AtTheSwitch(t *testing.T) {
+	for at, want := range map[string]struct {
+		outcome api.Outcome
+		serves  string
+		crashes string
+	}{
+		"commit":    {api.RolledBack, "1", "0"},
+		"committed": {api.Done, "2", "1"},
+	} {
+		t.Run(at, func(t *testing.T) {
+			r := emptyRig(t)
+			r.adapt = func(s *Supervisor) {
+				s.step = func(name string) {
+					var g *generation
+					s.do(func() {
+						if s.busy != nil && s.busy.record.To.Version == "2" && s.busy.record.Kind == api.KindPush {
+							g = s.gens[s.busy.record.Generation]
+						}
+					})
+					if name == at && g != nil {
+						g.group.Signal(syscall.SIGKILL)
+						<-g.gone // its sockets are given back by then
+					}
+				}
+			}
+			r.start()
+			r.push("1")
+			r.install("2")
+			u := r.upgrade(api.KindPush, "2")
+			if u.Outcome != want.outcome || u.Error != nil && !errors.Is(u.Error, api.ErrExited) {
+				t.Errorf("%s: %+v", u.Outcome, u.Error)
+			}
+			if want.outcome == api.Done {
+				r.awaitServing(u.Generation)
+			}
+			if st := r.status(); st.State != api.StateServing || st.Committed.Version != want.serves || !r.serves(want.serves) {
+				t.Errorf("%s, committed %v", st.Text, st.Committed)
+			}
+			if !strings.Contains(r.metrics(), "hotdeploy_crashes_total "+want.crashes+"\n") {
+				t.Errorf("crashes:\n%s", r.metrics())
+			}
+			if n := strings.Count(r.log.String(), "generation 2 (2) was killed by signal 9"); n != 1 {
+				t.Errorf("its end was told %d times", n)
+			}
+		})
+	}
+}
+
+func TestAutoRollback_CannotBegin_GoesOnRestarting(t *testing.T) {
+	r := newRig(t)
+	r.push("1")
+	r.push("2", crashSoon)
+	there, away := filepath.Join(r.cfg.Root, "releases/1"), filepath.Join(r.cfg.Root, "away")
+	if err := os.Rename(there, away); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitText("auto-rollback cannot begin: there is no release 1")
+	starts := 0
+	r.await(func(e api.Event) bool {
+		if u := e.Upgrade; u != nil && u.Outcome == api.Done && u.Kind == api.KindStart {
+			starts++
+		}
+		return starts > 5
+	})
+	if n := strings.Count(r.log.String(), "going back to 1"); n != 1 {
+		t.Errorf("tried to go back %d times", n)
 	}
 }
 

@@ -101,6 +101,7 @@ func (s *Supervisor) commit(u *upgrade, g *generation) error {
 	if err := context.Cause(u.ctx); err != nil { // the last moment for it
 		return err
 	}
+	s.step("commit")
 	ended, held := false, []*socket(nil)
 	s.do(func() {
 		if ended = g.hasEnded(); !ended { // else its sockets may be closed
@@ -114,6 +115,7 @@ func (s *Supervisor) commit(u *upgrade, g *generation) error {
 		s.do(func() { s.listeners.release(held) })
 		return fmt.Errorf("write the state: %w", err)
 	}
+	s.step("committed")
 	s.do(func() { s.promote(u, g, held) })
 	s.pointCurrent(g.rel.Version)
 	return nil
