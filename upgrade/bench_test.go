@@ -211,6 +211,7 @@ func BenchmarkMove(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	defer client.Close() // and until then it is not collected, which would close it too
 	say(b, client, upgradeRequest)
 	expect(b, client, switching)
 	b.ReportAllocs()

@@ -207,3 +207,36 @@ func TestFramers_DoNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// heldFramer is a codec that is shown again what it holds, as a connection does.
+type heldFramer struct {
+	codec
+	held []byte
+}
+
+func (f *heldFramer) Next(b []byte) (int, bool, error) {
+	before := len(f.held)
+	all := append(f.held, b...)
+	used := 0
+	for used < len(all) {
+		n, end, err := f.in(all[used:])
+		used += n
+		if end || err != nil {
+			f.held = nil
+			return used - before, end, err
+		}
+		if n == 0 {
+			break
+		}
+	}
+	f.held = append([]byte(nil), all[used:]...)
+	return len(b), false, nil
+}
+
+// FuzzWebSocketCodec: holding the frames of compressed messages back does not move a boundary.
+func FuzzWebSocketCodec(f *testing.F) {
+	f.Add([]byte("\x41\x85maskhello\x00\x03abc\x89\x00\x80\x7e\x00\x03xyz\x81\x01a\xc1\x01a"), uint64(1))
+	f.Fuzz(func(t *testing.T, data []byte, seed uint64) {
+		compare(t, data, seed, &heldFramer{codec: &wsCodec{}}, slowMessage)
+	})
+}
