@@ -16,7 +16,7 @@ import (
 // take, and waits for the result. What is moved, and how, is theirs (upgrade/PROTOCOL.md). A generation that never said hello keeps
 // its connections.
 
-// handoffTimeout is how long a generation may take to give everything away; sendTimeout, to make room for a message.
+// handoffTimeout is how long a generation usually may take to give everything away; sendTimeout, to make room for a message.
 const (
 	handoffTimeout = 30 * time.Second
 	sendTimeout    = time.Second
@@ -59,7 +59,7 @@ func (s *Supervisor) handoff(u *upgrade, g *generation) error {
 	}
 	s.phase(u, api.PhaseHandoff)
 	u.gave = old
-	h, err := s.move(old, g)
+	h, err := s.move(old, g, g)
 	s.do(func() { u.record.Handoff, u.text = h, handoffText(h) })
 	return err
 }
@@ -86,7 +86,7 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 	default:
 	}
 	began := time.Now()
-	h, err := s.move(g, old)
+	h, err := s.move(g, old, g)
 	if err != nil {
 		s.logf("hand back: %v", err)
 	}
@@ -96,9 +96,10 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 	})
 }
 
-// move lets one generation give everything to another and returns what came of it. With an error the taker is not fit to serve, and has been
-// killed; the giver has, or will have, what was not confirmed.
-func (s *Supervisor) move(from, to *generation) (*api.Handoff, error) {
+// move lets one generation give everything to another and returns what came of it. If one of the two hangs it is the newer one that is
+// killed, whichever that is here: with it gone the older one has, or will have, what was not confirmed. With an error the newer
+// one is not fit to serve.
+func (s *Supervisor) move(from, to, newer *generation) (*api.Handoff, error) {
 	began := time.Now()
 	h := &api.Handoff{From: from.number, To: to.number}
 	answer, err := s.order(from, to)
@@ -109,8 +110,10 @@ func (s *Supervisor) move(from, to *generation) (*api.Handoff, error) {
 	case errors.Is(err, os.ErrDeadlineExceeded), err == nil:
 		fill(h, answer)
 		h.Error = "it does not answer"
-		s.kill(to, "does not take connections")
-		err = api.ErrUnhealthy.With(fmt.Sprintf("release %s does not take connections: %s", to.rel.Version, h.Error))
+		if to == newer || errors.Is(err, errNoAnswer) { // else it has connections, and sees them off
+			s.kill(newer, "hangs while connections move")
+		}
+		err = api.ErrUnhealthy.With(fmt.Sprintf("release %s hangs while connections move: %s", newer.rel.Version, h.Error))
 	default: // the giver has ended: the taker has whatever had arrived
 		h.Error, err = "the giving generation ended", nil
 	}
@@ -119,7 +122,9 @@ func (s *Supervisor) move(from, to *generation) (*api.Handoff, error) {
 		s.moved += h.Moved
 		s.refused += h.Refused
 		for why, n := range h.Kept {
-			s.kept[why] += n
+			if _, ok := s.kept[why]; ok || len(s.kept) < maxReasons { // each becomes a metric
+				s.kept[why] += n
+			}
 		}
 		s.longestPause = h.LongestPause
 	})
@@ -127,6 +132,9 @@ func (s *Supervisor) move(from, to *generation) (*api.Handoff, error) {
 		Text: fmt.Sprintf("generation %d (%s) handed its connections to generation %d (%s): %s", from.number, from.rel.Version, to.number, to.rel.Version, handoffText(h))})
 	return h, err
 }
+
+// errNoAnswer is about a giver that was told to give.
+var errNoAnswer = errors.New("it does not say what it gave")
 
 // order sends give and take, and waits for the giver's answer.
 func (s *Supervisor) order(from, to *generation) (control.Message, error) {
@@ -137,7 +145,7 @@ func (s *Supervisor) order(from, to *generation) (control.Message, error) {
 	defer gives.Close()
 	defer takes.Close()
 	id := int(s.handoffs.Add(1))
-	m := control.Message{Type: control.Take, ID: id, TimeoutMS: handoffTimeout.Milliseconds()}
+	m := control.Message{Type: control.Take, ID: id, TimeoutMS: s.handoffWithin.Milliseconds()}
 	if err := to.line.Send(m, takes, sendTimeout); err != nil {
 		return m, err
 	}
@@ -147,13 +155,16 @@ func (s *Supervisor) order(from, to *generation) (control.Message, error) {
 		return m, err
 	}
 	gives.Close()
-	for by := time.Now().Add(handoffTimeout); ; {
+	for by := time.Now().Add(s.handoffWithin); ; {
 		m, f, err := from.line.ReceiveBy(by)
 		if f != nil {
 			f.Close()
 		}
 		if errors.Is(err, control.ErrMessage) {
 			continue
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = fmt.Errorf("%w: %w", errNoAnswer, err)
 		}
 		if err != nil || m.Type == control.Given && m.ID == id {
 			return m, err
@@ -174,7 +185,7 @@ func fill(h *api.Handoff, m control.Message) {
 }
 
 const (
-	maxReasons = 32
+	maxReasons = 32 // also of all handoffs together
 	maxReason  = 200
 )
 

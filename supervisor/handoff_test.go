@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -288,3 +289,38 @@ func TestHandoff_LongRequest_MovesWhenItEnds(t *testing.T) {
 
 // awaitBusy gives a request that was just begun the time to arrive: nothing tells.
 func (r *rig) awaitBusy() { <-time.After(100 * time.Millisecond) }
+
+// A new release that hangs in the soak cannot give anything back. The old one must not suffer for that.
+func TestHandoff_NewReleaseHangsInTheSoak_OldServes(t *testing.T) {
+	r := emptyRig(t)
+	r.app = apps.BuildFailing(t, "wslive")
+	r.adapt = func(s *Supervisor) { s.handoffWithin = time.Second }
+	r.start()
+	first := r.push("1")
+	l := startMoving(t, r, 10, 0)
+	r.install("2", func(s *release.Spec) {
+		s.Soak.Duration = release.Duration(time.Minute)
+		s.Health = &release.Health{Probe: release.Probe{Check: release.CheckHTTP, Path: "/healthz"}}
+		s.SetDefaults()
+		s.Health.Interval, s.Health.Timeout = release.Duration(50*time.Millisecond), release.Duration(200*time.Millisecond)
+	})
+	u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "tester"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.await(func(e api.Event) bool { return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak })
+	for _, g := range r.status().Generations {
+		if g.Number == u.Generation || g.Number != first.Generation {
+			syscall.Kill(g.PID, syscall.SIGSTOP)
+		}
+	}
+	u = r.outcome(u.ID)
+	if u.Outcome != api.RolledBack || !errors.Is(u.Error, api.ErrUnhealthy) {
+		t.Errorf("%s: %+v", u.Outcome, u.Error)
+	}
+	st := r.status()
+	if st.State != api.StateServing || st.Generations[0].Number != first.Generation {
+		t.Errorf("%s: %+v", st.Text, st.Generations)
+	}
+	l.Stop(r.ctx())
+}

@@ -58,7 +58,8 @@ type Supervisor struct {
 	wgMu    sync.Mutex      // protects ending; nothing blocks under it
 	ending  bool            // wg is being waited for
 
-	handoffs atomic.Int64 // numbers them
+	handoffs      atomic.Int64  // numbers them
+	handoffWithin time.Duration // handoffTimeout
 
 	// owned by the loop
 	state        store.State
@@ -98,7 +99,7 @@ func New(opt Options) (_ *Supervisor, err error) {
 	st.Warn = func(err error) { opt.Log.Print(err) }
 	s := &Supervisor{
 		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(), printed: newPrinted(),
-		patience: usualPatience, sample: usualSample, step: func(string) {}, large: make(chan struct{}, maxLarge),
+		patience: usualPatience, sample: usualSample, handoffWithin: handoffTimeout, step: func(string) {}, large: make(chan struct{}, maxLarge),
 		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{}, kept: map[string]int{},
 		keeper: keeper{policy: defaultRestart()},
 	}
