@@ -308,7 +308,9 @@ func TestHandoff_NewReleaseHangsInTheSoak_OldServes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(func(e api.Event) bool { return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak })
+	r.await(func(e api.Event) bool {
+		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak
+	})
 	for _, g := range r.status().Generations {
 		if g.Number == u.Generation || g.Number != first.Generation {
 			syscall.Kill(g.PID, syscall.SIGSTOP)
