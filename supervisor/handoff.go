@@ -24,8 +24,14 @@ const (
 
 // line is one generation's control channel. Only the goroutine of the upgrade in flight reads it.
 type line struct {
-	*control.Conn
-	hello *control.Message
+	*control.Conn                  // nil: it was lost with an earlier supervisor
+	hello         *control.Message // owned by the loop
+}
+
+func (l *line) close() {
+	if l.Conn != nil {
+		l.Conn.Close()
+	}
 }
 
 // openLine makes the channel; theirs is the child's end, and the caller's to close.
@@ -35,11 +41,14 @@ func openLine() (l *line, theirs *os.File, err error) {
 }
 
 // moves says whether g can give and take connections. It has said so before it was ready, if ever.
-func (g *generation) moves() bool {
-	if g.line.hello == nil {
+func (s *Supervisor) moves(g *generation) bool {
+	if g.line.Conn == nil {
+		return false
+	}
+	if g.line.hello == nil { // nobody else writes it
 		g.line.Pending(func(m control.Message) {
 			if m.Type == control.Hello && g.line.hello == nil {
-				g.line.hello = &m
+				s.do(func() { g.line.hello = &m })
 			}
 		})
 	}
@@ -50,17 +59,19 @@ func (g *generation) moves() bool {
 func (s *Supervisor) handoff(u *upgrade, g *generation) error {
 	var old *generation
 	s.do(func() { old = s.serving })
-	if old == nil || !old.moves() || !g.moves() {
+	if old == nil || !s.moves(old) || !s.moves(g) {
 		return nil
 	}
 	if !shareProtocol(old, g) {
 		s.logf("generations %d and %d have no version of the handoff protocol in common: connections stay", old.number, g.number)
 		return nil
 	}
+	s.do(func() { u.gave = old })
 	s.phase(u, api.PhaseHandoff)
-	u.gave = old
+	s.at("handoff")
 	h, err := s.move(old, g, g)
 	s.do(func() { u.record.Handoff, u.text = h, handoffText(h) })
+	s.at("handed over")
 	return err
 }
 
@@ -71,9 +82,10 @@ func shareProtocol(a, b *generation) bool {
 // handBack undoes a handoff: the old generation accepts again, and gets its connections back from the new one if that still lives.
 func (s *Supervisor) handBack(u *upgrade, g *generation) {
 	old := u.gave
-	if old == nil {
+	if old == nil || old.line.Conn == nil {
 		return
 	}
+	s.at("hand back")
 	if err := old.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil {
 		s.logf("generation %d: %v", old.number, err)
 		return

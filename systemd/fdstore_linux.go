@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,7 +17,7 @@ const storeTimeout = 5 * time.Second
 
 // Put keeps a duplicate of f under name, which has a dot in it. The manager keeps it until Remove, or until the unit has stopped; it
 // does not watch it, so the end of a process does not take its pidfd out.
-func (FDStore) Put(name string, f *os.File) error {
+func (FDStore) Put(name string, f syscall.Conn) error {
 	if err := checkFDName(name); err != nil {
 		return err
 	}
