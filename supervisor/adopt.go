@@ -116,8 +116,10 @@ func (s *Supervisor) inherit(in inheritance, l *ledger) error {
 		s.gens[g.number] = g
 	}
 	s.serving = s.gens[l.Serving]
-	if len(l.Held) > 0 {
-		s.held = use(all, l.Held)
+	if held := use(all, l.Held); slices.ContainsFunc(held, func(k *socket) bool { return k.lost }) {
+		s.listeners.release(held) // they are bound anew, as far as that is possible
+	} else if len(held) > 0 {
+		s.held = held
 	}
 	for _, r := range l.Listeners {
 		if k := all[r.ID]; k.users == 0 && !k.lost {
@@ -156,6 +158,9 @@ func (s *Supervisor) adoptListener(in inheritance, r ledgerListener, gens []ledg
 	}
 	if err != nil {
 		k.lost, k.Socket = true, &sockets.Socket{Listener: r.Socket.Listener, Addr: r.Socket.Addr}
+		if errors.Is(err, errNobodyHasIt) { // it can be bound anew
+			return k
+		}
 		s.lost("listener %s (%s): %v; the generations that have it serve on, a new one cannot have it before they end", r.As.Name, r.Socket.Addr, err)
 		return k
 	}
@@ -178,9 +183,9 @@ func (s *Supervisor) findListener(in inheritance, r ledgerListener, gens []ledge
 			}
 		}
 	}
-	errs := []error{errors.New("no descriptor of it was kept")}
+	var errs []error
 	for _, g := range gens {
-		if !slices.Contains(g.Listeners, r.ID) {
+		if !slices.Contains(g.Listeners, r.ID) || !g.Process.Lives() {
 			continue
 		}
 		f, err := sockets.Take(g.Process.Pid, r.Socket)
@@ -189,8 +194,13 @@ func (s *Supervisor) findListener(in inheritance, r ledgerListener, gens []ledge
 		}
 		errs = append(errs, err)
 	}
-	return nil, errors.New(joined(errs))
+	if len(errs) == 0 {
+		return nil, errNobodyHasIt
+	}
+	return nil, errors.New("no descriptor of it was kept; " + joined(errs))
 }
+
+var errNobodyHasIt = errors.New("nobody has it")
 
 // joined is one line.
 func joined(errs []error) string {
@@ -202,7 +212,7 @@ func joined(errs []error) string {
 }
 
 func (s *Supervisor) adoptGeneration(in inheritance, r ledgerGeneration, all map[int]*socket) (*generation, error) {
-	g := &generation{number: r.Number, sockets: use(all, r.Listeners), started: r.Started, state: r.State, sampled: -1, inherited: true,
+	g := &generation{number: r.Number, sockets: use(all, r.Listeners), started: r.Started, state: r.State, sampled: -1,
 		ready: make(chan struct{}), extend: make(chan time.Duration, 1), gone: make(chan struct{}), retire: make(chan bool, 1),
 		saidReady: r.SaidReady, readyAt: r.Ready, draining: r.Draining, deadline: r.Deadline, told: r.Told, failed: r.Failed, text: r.Text,
 		handoff: r.Handoff, line: &line{hello: r.Hello}}
@@ -218,6 +228,7 @@ func (s *Supervisor) adoptGeneration(in inheritance, r ledgerGeneration, all map
 	if err != nil {
 		return nil, fmt.Errorf("generation %d: %w", r.Number, err)
 	}
+	g.goneBefore = g.hasEnded()
 	s.adoptLine(in, g)
 	if g.env, _, err = s.store.Env(s.opt.Environ, g.rel.Manifest.Spec); err != nil {
 		s.lost("the environment of generation %d, for its health checks: %v", g.number, err)

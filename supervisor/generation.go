@@ -32,8 +32,8 @@ type generation struct {
 	output  *output   // its last lines; nil where they go to the journal
 	line    *line     // its control channel
 
-	inherited bool // an earlier supervisor started it
-	started   time.Time
+	goneBefore bool // its main process had ended when it was adopted
+	started    time.Time
 
 	ready  chan struct{}      // closed at READY=1
 	extend chan time.Duration // EXTEND_TIMEOUT_USEC, the newest; capacity one
@@ -236,7 +236,11 @@ func (s *Supervisor) exited(g *generation) {
 	}
 	if !g.saidEnd {
 		g.saidEnd = true
-		s.emit(api.Event{Type: typ, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) %s", g.number, g.rel.Version, g.group.Exit())})
+		text := fmt.Sprintf("generation %d (%s) %s", g.number, g.rel.Version, g.group.Exit())
+		if g.goneBefore {
+			text += " while no supervisor ran"
+		}
+		s.emit(api.Event{Type: typ, Generation: g.number, Text: text})
 	}
 	if crashed {
 		s.crashes++

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"syscall"
 	"time"
@@ -54,16 +53,21 @@ func notifyManager(text string, control []byte) error {
 	if path == "" {
 		return nil
 	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return os.NewSyscallError("socket", err)
 	}
-	defer conn.Close()
-	if err := conn.SetWriteDeadline(time.Now().Add(storeTimeout)); err != nil {
-		return err
+	defer unix.Close(fd)
+	limit := unix.NsecToTimeval(storeTimeout.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
+		return os.NewSyscallError("setsockopt SO_SNDTIMEO", err)
 	}
-	_, _, err = conn.WriteMsgUnix([]byte(text), control, nil)
-	return err
+	for {
+		err := unix.Sendmsg(fd, []byte(text), control, &unix.SockaddrUnix{Name: path}, 0) // "@" is understood
+		if err != unix.EINTR {
+			return os.NewSyscallError("sendmsg", err)
+		}
+	}
 }
 
 // Barrier waits until the manager has handled everything that was sent before (sd_notify_barrier(3)).

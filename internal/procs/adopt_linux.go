@@ -22,6 +22,12 @@ type Record struct {
 	Mark    string `json:"mark,omitempty"`   // where it has no cgroup
 }
 
+// Lives tells whether the main process does.
+func (r Record) Lives() bool {
+	s, ok := readStat(r.Pid)
+	return ok && s.alive() && s.started == r.Started
+}
+
 // Record is g's.
 func (g *Group) Record() Record {
 	r := Record{Pid: g.pid, Started: g.started}
@@ -75,8 +81,25 @@ func Adopt(r Record, pidfd *os.File) (*Group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("adopt process %d: %w", r.Pid, err)
 	}
-	go g.wait() // ends with the process
+	if hasEnded(g.main) {
+		g.wait() // does not, so that Done tells at once
+	} else {
+		go g.wait() // ends with the process
+	}
 	return g, nil
+}
+
+func hasEnded(pidfd *os.File) (is bool) {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return false
+	}
+	raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		is = err == nil && n == 1
+	})
+	return is
 }
 
 func adoptedTree(r Record) tree {
