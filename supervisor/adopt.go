@@ -292,6 +292,7 @@ func (s *Supervisor) adoptUpgrade(r *ledgerUpgrade) {
 
 // settle puts the descriptors in order, ends what nothing is known of, and tells what was found. Nobody commands us yet.
 func (s *Supervisor) settle() {
+	os.Remove(announcement(s.opt.Config.RunDir))
 	s.do(func() { s.recordNothing = false })
 	s.forget(s.legacy.stale...)
 	if !s.legacy.files[notifyName] {
@@ -318,6 +319,9 @@ func (s *Supervisor) settle() {
 		s.emit(api.Event{Type: api.EventService, Text: line})
 	}
 	s.endStrays(gens)
+	if len(gens) == 0 && s.notify.Enabled() {
+		s.store.ClearTmp()
+	}
 }
 
 // endStrays ends what a launch left that nobody could write down any more, and what somebody else left in our cgroup.

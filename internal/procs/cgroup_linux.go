@@ -167,6 +167,9 @@ func rmdirCgroup(dir string) error {
 	return unix.Rmdir(dir)
 }
 
+// OwnCgroup is the directory of this process's cgroup.
+func OwnCgroup() (string, error) { return cgroupOf("self") }
+
 // Delegated is the cgroup directory that was given to us to divide, or an error that tells why there is none. It is found once.
 func Delegated() (string, error) { return delegated() }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -131,6 +132,21 @@ func holder(f *os.File) string {
 		return "pid " + pid
 	}
 	return "a process that is just starting"
+}
+
+// Busy tells whether a process that lives has the lock on dir, as far as the lock's own words go: it is not tried, since that would be in
+// the way of somebody who takes it.
+func Busy(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, lockFile))
+	if err != nil || len(b) > 32 {
+		return false
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid <= 0 {
+		return false
+	}
+	_, err = os.Stat(fmt.Sprintf("/proc/%d", pid))
+	return err == nil
 }
 
 // Close releases the lock. Nothing of s may be used afterwards.
