@@ -33,6 +33,7 @@ type legacy struct {
 	files      map[string]bool // the names of all descriptors that came with it
 	stale      []string        // of those, what nothing in the ledger means
 	spare      []*socket       // listeners without a user, until it is known who wants them
+	awaited    *os.File        // to whoever would end what runs if no supervisor came
 	lines      []string        // what was adopted and what was lost, for people
 	upgrade    *upgrade        // in flight
 	generation *generation     // the one that the upgrade started, if it did
@@ -67,8 +68,12 @@ func (s *Supervisor) adopt(files []*os.File) error {
 	for name := range in {
 		s.legacy.files[name] = true
 	}
+	s.legacy.awaited = in.take(awaitName)
 	defer func() {
 		s.legacy.stale = slices.Sorted(maps.Keys(in))
+		if s.legacy.awaited != nil {
+			s.legacy.stale = append(s.legacy.stale, awaitName)
+		}
 		for _, f := range in {
 			f.Close()
 		}
@@ -292,6 +297,10 @@ func (s *Supervisor) adoptUpgrade(r *ledgerUpgrade) {
 
 // settle puts the descriptors in order, ends what nothing is known of, and tells what was found. Nobody commands us yet.
 func (s *Supervisor) settle() {
+	if s.legacy.awaited != nil {
+		s.legacy.awaited.Write([]byte{1}) // nobody else need end what runs
+		s.legacy.awaited.Close()
+	}
 	os.Remove(announcement(s.opt.Config.RunDir))
 	s.do(func() { s.recordNothing = false })
 	s.forget(s.legacy.stale...)

@@ -6,10 +6,13 @@ import (
 	"errors"
 	"log"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hotdeploy/hotdeploy/internal/config"
 	"github.com/hotdeploy/hotdeploy/internal/procs"
@@ -22,15 +25,12 @@ import (
 // `hotdeployd end` at three moments:
 //
 //	ExecStop       only at a stop or restart, and before the supervisor is told: Announce
-//	ExecStopPost   whenever the supervisor has ended: End after a stop, Await after a crash
+//	ExecStopPost   whenever the supervisor has ended: End after a stop, LeaveBehind after a crash
 //
-// Await is for a stop that finds no supervisor: between a crash and the restart systemd runs none of these.
+// What is left behind is for a stop that finds no supervisor: between a crash and the restart systemd runs none of these.
 
 // ResultSuccess is systemd's SERVICE_RESULT of a supervisor that ended because it was told to.
 const ResultSuccess = "success"
-
-// awaitSupervisor is how long generations go on without any supervisor.
-const awaitSupervisor = 30 * time.Second
 
 func announcement(runDir string) string { return filepath.Join(runDir, "stop") }
 
@@ -52,6 +52,11 @@ func End(ctx context.Context, cfg config.Daemon, logger *log.Logger) error {
 	if err != nil {
 		logger.Printf("%v; ending what is in the unit's cgroup", err)
 	}
+	err = end(ctx, cfg, l, logger)
+	return errors.Join(err, os.RemoveAll(announcement(cfg.RunDir)))
+}
+
+func end(ctx context.Context, cfg config.Daemon, l *ledger, logger *log.Logger) error {
 	if l == nil {
 		l = &ledger{}
 	}
@@ -73,7 +78,7 @@ func End(ctx context.Context, cfg config.Daemon, logger *log.Logger) error {
 		logger.Printf("killing processes that no record tells of: %v", g.Pids())
 		errs = append(errs, killGroup(ctx, g))
 	}
-	return errors.Join(append(errs, forgetGenerations(cfg, l), os.RemoveAll(announcement(cfg.RunDir)))...)
+	return errors.Join(append(errs, forgetGenerations(cfg, l))...)
 }
 
 func endLeft(ctx context.Context, r ledgerGeneration, logger *log.Logger) error {
@@ -116,7 +121,7 @@ func unitCgroup() string {
 
 // forgetGenerations leaves the listeners to the next supervisor.
 func forgetGenerations(cfg config.Daemon, l *ledger) error {
-	if l.Format == 0 {
+	if _, err := os.Stat(cfg.RunDir); l.Format == 0 || err != nil {
 		return os.RemoveAll(ledgerPath(cfg.RunDir))
 	}
 	l.Generations, l.Held, l.Serving, l.Upgrade = nil, nil, 0, nil
@@ -127,24 +132,59 @@ func forgetGenerations(cfg config.Daemon, l *ledger) error {
 	return writeLedger(cfg.RunDir, b)
 }
 
-// Await returns nil when a supervisor is there again. Where none comes for a while the service was stopped, or given up: then it ends
-// what is left.
-func Await(ctx context.Context, cfg config.Daemon, logger *log.Logger) error {
-	limit := time.NewTimer(awaitSupervisor)
-	defer limit.Stop()
-	tick := time.NewTicker(time.Second / 4)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			if store.Busy(cfg.Root) {
-				return nil
-			}
-		case <-limit.C:
-			logger.Printf("no supervisor came back within %s: ending what runs", awaitSupervisor)
-			return End(ctx, cfg, logger)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+// awaitName is under which name the fd store holds one end of a line. It closes when the unit has stopped. The supervisor that is
+// passed it first says a word.
+const awaitName = "await.line"
+
+// LeaveBehind is for after a crash: it starts argv, which calls Await, with one end of that line. One such process is enough.
+func LeaveBehind(ctx context.Context, cfg config.Daemon, argv []string) error {
+	lock, err := store.Lock(filepath.Join(cfg.RunDir, "await.lock"))
+	if errors.Is(err, store.ErrLocked) {
+		return nil
 	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "line"), os.NewFile(uintptr(fds[1]), "line")
+	defer ours.Close()
+	err = systemd.FDStore{}.Put(awaitName, theirs)
+	theirs.Close()
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if err := errors.Join(err, systemd.Notifier{}.Barrier(ctx)); err != nil {
+		return err
+	}
+	p := []unix.PollFd{{Fd: int32(fds[0]), Events: unix.POLLIN}}
+	if n, _ := unix.Poll(p, 0); n != 0 {
+		return errors.New("systemd keeps no descriptors for this unit (FileDescriptorStoreMax=)")
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdout, os.Stderr, []*os.File{ours, lock}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	return cmd.Process.Release()
+}
+
+// Await waits at the line that it inherited. It ends what runs if the unit is stopped while there is no supervisor, and returns when one
+// is there again.
+func Await(ctx context.Context, cfg config.Daemon, logger *log.Logger) error {
+	line, lock := os.NewFile(3, "line"), os.NewFile(4, "lock")
+	defer lock.Close()
+	defer line.Close()
+	l, err := readLedger(cfg.RunDir, cfg.Service) // the folder goes with the unit
+	if err != nil {
+		logger.Printf("%v", err)
+	}
+	if n, _ := line.Read(make([]byte, 1)); n == 1 {
+		return nil
+	}
+	logger.Printf("the service was stopped while it had no supervisor: ending what runs")
+	return end(ctx, cfg, l, logger)
 }

@@ -1,14 +1,15 @@
 package main
 
 import (
-	"fmt"
 	"log"
 	"os"
-	"os/exec"
-	"syscall"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/hotdeploy/hotdeploy/internal/config"
+	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/supervisor"
 )
 
@@ -25,11 +26,14 @@ Exit status: 0 done, 1 if something is left.`,
 		Example: "  hotdeployd end --config /etc/hotdeploy/chat.toml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := daemonConfig(path, service, "", "")
-			if err != nil {
-				return err
-			}
 			logger := log.New(cmd.ErrOrStderr(), "hotdeployd: ", 0)
+			cfg, err := daemonConfig(path, service, "", "")
+			if err != nil { // a service whose file is broken must be stopped too
+				if cfg = guessConfig(path, service); cfg == nil {
+					return err
+				}
+				logger.Printf("%v; going by the usual places", err)
+			}
 			result, ofUnit := os.LookupEnv("SERVICE_RESULT")
 			switch {
 			case announce:
@@ -38,7 +42,11 @@ Exit status: 0 done, 1 if something is left.`,
 				return supervisor.Await(cmd.Context(), *cfg, logger)
 			case ofUnit && result != supervisor.ResultSuccess && !supervisor.Announced(*cfg):
 				logger.Printf("the supervisor ended (%s); what it ran goes on, for the next one", result)
-				return leaveBehind(path, service)
+				self, err := os.Executable()
+				if err != nil {
+					return err
+				}
+				return supervisor.LeaveBehind(cmd.Context(), *cfg, []string{self, "end", "--await", "--config", path, "--service", service})
 			}
 			return supervisor.End(cmd.Context(), *cfg, logger)
 		},
@@ -46,17 +54,17 @@ Exit status: 0 done, 1 if something is left.`,
 	cmd.Flags().StringVar(&path, "config", "", "the daemon's file (default /etc/hotdeploy/SERVICE.toml)")
 	cmd.Flags().StringVar(&service, "service", "", "the service, if there is no file")
 	cmd.Flags().BoolVar(&announce, "announce", false, "only note that the service is about to be stopped")
-	cmd.Flags().BoolVar(&await, "await", false, "only if no daemon comes back")
+	cmd.Flags().BoolVar(&await, "await", false, "only if the unit is stopped before a daemon comes back")
 	return cmd
 }
 
-// leaveBehind starts a process that waits for the next daemon when we have ended.
-func leaveBehind(path, service string) error {
-	cmd := exec.Command("/proc/self/exe", "end", "--await", "--config", path, "--service", service)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("wait for the next daemon: %w", err)
+// guessConfig is what setup would have written; nil if not even the service is known.
+func guessConfig(path, service string) *config.Daemon {
+	if service == "" {
+		service = strings.TrimSuffix(filepath.Base(path), ".toml")
 	}
-	return cmd.Process.Release()
+	if release.CheckService(service) != nil {
+		return nil
+	}
+	return config.NewDaemon(service)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -99,6 +98,23 @@ func (s *Store) makeDir(name string, mode os.FileMode) error {
 	return nil
 }
 
+// Lock locks the file at path until it is closed, or its process ends; ErrLocked if somebody else has it.
+func Lock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = onFD(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = ErrLocked
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
 // takeLock leaves the lock to the end of the process: the kernel drops it however that comes about.
 func (s *Store) takeLock() error {
 	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
@@ -132,21 +148,6 @@ func holder(f *os.File) string {
 		return "pid " + pid
 	}
 	return "a process that is just starting"
-}
-
-// Busy tells whether a process that lives has the lock on dir, as far as the lock's own words go: it is not tried, since that would be in
-// the way of somebody who takes it.
-func Busy(dir string) bool {
-	b, err := os.ReadFile(filepath.Join(dir, lockFile))
-	if err != nil || len(b) > 32 {
-		return false
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil || pid <= 0 {
-		return false
-	}
-	_, err = os.Stat(fmt.Sprintf("/proc/%d", pid))
-	return err == nil
 }
 
 // Close releases the lock. Nothing of s may be used afterwards.
