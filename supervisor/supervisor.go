@@ -70,7 +70,7 @@ type Supervisor struct {
 	busy         *upgrade  // in flight
 	last         *api.Upgrade
 	stopping     *stopping       // an operator's stop under way
-	pruning      <-chan struct{} // closed when old releases have been removed; nil: nobody removes any
+	pruning      <-chan struct{} // closed when releases have been removed; nil: nobody removes any
 	keeper       keeper
 	startFailure string         // why the last start failed; empty since something serves
 	launching    bool           // a process is being started and not registered yet
@@ -144,6 +144,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		s.teller.run(loopCtx.Done(), s.logf)
 	}()
 	s.recoverUpgrade()
+	s.withdrawLeftovers()
 	s.bindCommitted()
 	server := s.serveControl(control)
 	st := s.status()
@@ -195,12 +196,13 @@ func (s *Supervisor) do(f func()) {
 
 // background starts f, which must end soon after s.ctx does or when what it watches has ended. When Run already waits for the
 // last ones nothing is started any more: nobody would wait for it.
-func (s *Supervisor) background(f func()) {
+func (s *Supervisor) background(f func()) (started bool) {
 	s.wgMu.Lock()
 	defer s.wgMu.Unlock()
 	if !s.ending {
 		s.wg.Go(f)
 	}
+	return !s.ending
 }
 
 // enter is for what is called from outside, and tells whether that may still begin; wg.Done goes with it.
