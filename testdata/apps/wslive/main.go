@@ -1,5 +1,6 @@
 // Command wslive is an app that takes its listener from the SDK: it answers as wsecho does, and its WebSockets go on in the next release, counter
-// and all. It shows how little that takes: main is the README's lines, echo saves one number.
+// and all. It shows how little that takes: main is the README's lines, echo saves one number. A browser gets a page that holds one
+// connection (live.go) and shows how it is.
 //
 // Read main first.
 package main
@@ -85,6 +86,8 @@ func routes() http.Handler {
 		}
 	})
 	mux.HandleFunc("GET /ws", echo)
+	mux.HandleFunc("GET /live", live)
+	mux.HandleFunc("GET /{$}", sendPage)
 	return mux
 }
 
