@@ -46,8 +46,10 @@ var version = os.Getenv("HOTDEPLOY_VERSION")
 // stateVersion is what echo saves; a test may ask for another one.
 var stateVersion = number("WSLIVE_STATE", 1)
 
-// versions is what this release can read.
-func versions() []uint32 { return []uint32{uint32(stateVersion)} }
+// versions is what this release can read: its own, and what a test asks for.
+func versions() []uint32 {
+	return []uint32{uint32(stateVersion), uint32(number("WSLIVE_READS", stateVersion))}
+}
 
 func number(name string, otherwise int) int {
 	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
