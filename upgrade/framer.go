@@ -1,7 +1,6 @@
 package upgrade
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -25,16 +24,6 @@ type Sized interface {
 
 // ErrFraming is what a Framer says of bytes that are not its protocol.
 var ErrFraming = errors.New("not the protocol of this listener")
-
-// lineFramer ends a message after each line feed.
-type lineFramer struct{}
-
-func (lineFramer) Next(b []byte) (int, bool, error) {
-	if i := bytes.IndexByte(b, '\n'); i >= 0 {
-		return i + 1, true, nil
-	}
-	return len(b), false, nil
-}
 
 // Prefix describes how a length is written before each message.
 type Prefix struct {

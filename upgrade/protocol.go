@@ -12,10 +12,8 @@ func HTTP() Protocol { return Protocol{"http", newHTTPCodec} }
 // MQTT is MQTT 3.1.1 and 5.
 func MQTT() Protocol { return Protocol{"mqtt", newMQTTCodec} }
 
-// Lines are messages that end with a line feed.
-func Lines() Protocol {
-	return Protocol{"lines", func() codec { return &plainCodec{lineFramer{}} }}
-}
+// Lines are messages that end with a line feed. The app gets a line when it is complete (one that is longer than [MaxKept]: in pieces).
+func Lines() Protocol { return Protocol{"lines", newLineCodec} }
 
 // LengthPrefixed are messages that start with their length.
 func LengthPrefixed(p Prefix) (Protocol, error) {
