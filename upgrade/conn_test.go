@@ -575,6 +575,35 @@ func TestNetHTTP_RequestInFlightNoticesNothing(t *testing.T) {
 	}
 }
 
+// TestHTTP_TheBodyBehindAHead_Arrives: also where both come in one segment.
+func TestHTTP_TheBodyBehindAHead_Arrives(t *testing.T) {
+	client, c := pair(t, newTestListener(t, HTTP()))
+	c.SetReadDeadline(time.Now().Add(patience))
+	for _, request := range []string{
+		"POST / HTTP/1.1\r\nContent-Length: 500\r\n\r\n" + strings.Repeat("x", 500),
+		"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+	} {
+		say(t, client, request+request[:9])
+		var got strings.Builder
+		for b := make([]byte, 4096); got.Len() < len(request); {
+			n, err := c.Read(b)
+			if err != nil {
+				t.Fatalf("%q, %v", got.String(), err)
+			}
+			got.Write(b[:n])
+		}
+		if got.String() != request {
+			t.Errorf("read %q", got.String())
+		}
+		say(t, c, "HTTP/1.1 204 No Content\r\n\r\n")
+		say(t, client, request[9:])
+		if _, err := io.ReadFull(c, make([]byte, len(request))); err != nil {
+			t.Error(err)
+		}
+		say(t, c, "HTTP/1.1 204 No Content\r\n\r\n")
+	}
+}
+
 func TestErrors_LookLikeThoseOfPackageNet(t *testing.T) {
 	l, l2 := newTestListener(t, partLines()), newTestListener(t, partLines())
 	_, c := pair(t, l)
