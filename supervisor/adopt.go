@@ -303,7 +303,7 @@ func (s *Supervisor) settle() {
 	}
 	os.Remove(announcement(s.opt.Config.RunDir))
 	s.do(func() { s.recordNothing = false })
-	s.forget(s.legacy.stale...)
+	s.unkeep(s.legacy.stale...)
 	if !s.legacy.files[notifyName] {
 		s.keep(notifyName, s.notified)
 	}
@@ -407,6 +407,15 @@ func (s *Supervisor) resume() {
 func (s *Supervisor) resumeGeneration(g *generation) {
 	spec := g.rel.Manifest.Spec
 	stop := time.Duration(spec.Run.StopAfter)
+	if g.failed {
+		s.background(func() {
+			select {
+			case <-g.gone:
+				<-s.withdrawLater(g.rel.Ref)
+			case <-s.ctx.Done():
+			}
+		})
+	}
 	switch {
 	case g.hasEnded():
 	case g.state == api.GenDraining:
@@ -442,7 +451,13 @@ func (s *Supervisor) resumeUpgrade(u *upgrade, g *generation) {
 	interrupted := api.ErrInternal.With(fmt.Sprintf("the supervisor ended during the %s of %s, in phase %s", u.record.Kind, u.record.To.Version, at))
 	interrupted.Hint = "try it again"
 	var err error
+	if at != api.PhaseStart && at != api.PhaseReady && g != nil { // else the handoff takes it
+		if err = s.moving.take(u.ctx); err == nil {
+			u.moves = true
+		}
+	}
 	switch {
+	case err != nil:
 	case u.failure != nil:
 		err = u.failure
 	case u.committed:

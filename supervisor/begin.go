@@ -20,6 +20,7 @@ type upgrade struct {
 	done   chan struct{} // closed when it has ended and s.busy is free again
 	phased time.Time     // when the current phase began; used by its goroutine alone
 	number int           // of the generation that it starts; likewise
+	moves  bool          // it has the turn to move connections; likewise
 
 	// owned by the loop; its goroutine, which alone changes the first three, may read them
 	failed    time.Time   // when it failed, if it did

@@ -67,7 +67,7 @@ func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) 
 		ready: make(chan struct{}), extend: make(chan time.Duration, 1), gone: make(chan struct{}), retire: make(chan bool, 1)}
 	s.at("start")
 	if err := s.launch(u, g); err != nil {
-		s.forget(processName(g.number), controlName(g.number))
+		s.unkeep(processName(g.number), controlName(g.number))
 		s.do(func() {
 			delete(s.gens, g.number)
 			s.listeners.release(g.sockets)
@@ -214,7 +214,7 @@ func (s *Supervisor) watch(g *generation) {
 	}
 	g.output.close()
 	g.line.close()
-	s.forget(processName(g.number), controlName(g.number))
+	s.unkeep(processName(g.number), controlName(g.number))
 	s.do(func() {
 		delete(s.gens, g.number)
 		s.listeners.release(g.sockets)

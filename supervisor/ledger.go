@@ -278,14 +278,14 @@ func listenerName(id int) string        { return fmt.Sprintf("listener.%d", id) 
 func processName(generation int) string { return fmt.Sprintf("process.%d", generation) }
 func controlName(generation int) string { return fmt.Sprintf("control.%d", generation) }
 
-// keep puts a descriptor into the fd store, forget takes it out. That it fails is no reason to stop: only a crash would miss it.
+// keep puts a descriptor into the fd store, unkeep takes it out. That it fails is no reason to stop: only a crash would miss it.
 func (s *Supervisor) keep(name string, f syscall.Conn) {
 	if err := (systemd.FDStore{}).Put(name, f); err != nil {
 		s.logf("%v", err)
 	}
 }
 
-func (s *Supervisor) forget(names ...string) {
+func (s *Supervisor) unkeep(names ...string) {
 	for _, name := range names {
 		if err := (systemd.FDStore{}).Remove(name); err != nil {
 			s.logf("%v", err)

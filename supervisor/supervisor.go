@@ -51,6 +51,7 @@ type Supervisor struct {
 	step     func(name string) // an instruction at which tests interfere; it does nothing
 	large    chan struct{}     // one for each request that may be a large one
 	legacy   legacy            // what an earlier supervisor left, until Run has settled it
+	moving   turn              // who has it may move connections
 
 	stateMu sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
 
@@ -104,7 +105,7 @@ func New(opt Options) (_ *Supervisor, err error) {
 	st.Warn = func(err error) { opt.Log.Print(err) }
 	s := &Supervisor{
 		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(), printed: newPrinted(),
-		patience: usualPatience, sample: usualSample, handoffWithin: handoffTimeout, step: func(string) {}, large: make(chan struct{}, maxLarge),
+		patience: usualPatience, sample: usualSample, handoffWithin: handoffTimeout, step: func(string) {}, large: make(chan struct{}, maxLarge), moving: make(turn, 1),
 		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{}, kept: map[string]int{},
 		keeper: keeper{policy: defaultRestart()}, recordNothing: true,
 	}
@@ -150,6 +151,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}()
 	s.settle()
 	s.recoverUpgrade()
+	s.withdrawLeftovers()
 	s.bindCommitted()
 	s.resume()
 	server := s.serveControl(control)
@@ -202,12 +204,13 @@ func (s *Supervisor) do(f func()) {
 
 // background starts f, which must end soon after s.ctx does or when what it watches has ended. When Run already waits for the
 // last ones nothing is started any more: nobody would wait for it.
-func (s *Supervisor) background(f func()) {
+func (s *Supervisor) background(f func()) (started bool) {
 	s.wgMu.Lock()
 	defer s.wgMu.Unlock()
 	if !s.ending {
 		s.wg.Go(f)
 	}
+	return !s.ending
 }
 
 // enter is for what is called from outside, and tells whether that may still begin; wg.Done goes with it.

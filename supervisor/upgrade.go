@@ -32,6 +32,12 @@ func (s *Supervisor) finish(u *upgrade, g *generation, err error) {
 		s.handBack(u, g)
 		s.takeBack(g)
 	}
+	if u.moves {
+		s.moving.give()
+	}
+	if err != nil {
+		s.forget(u, g)
+	}
 	s.at("conclude")
 	s.conclude(u, g, err)
 }
@@ -155,6 +161,7 @@ func (s *Supervisor) writeCommit(u *upgrade, to release.Ref) error {
 	previous, record := s.previousOf(u, to), s.copyOf(u)
 	return s.changeState(func(st *store.State) {
 		st.Committed, st.Previous, st.Stopped = &to, previous, nil
+		st.Settle(to.Digest)
 		st.Upgrade = record // in phase commit: this is how a power cut tells that it was done
 	})
 }

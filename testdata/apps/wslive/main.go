@@ -1,10 +1,12 @@
 // Command wslive is an app that takes its listener from the SDK: it answers as wsecho does, and its WebSockets go on in the next release, counter
-// and all. It shows how little that takes: main is the README's lines, echo saves one number.
+// and all. It shows how little that takes: main is the README's lines, echo saves one number. A browser gets a page that holds one
+// connection (live.go) and shows how it is.
 //
 // Read main first.
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -21,11 +23,11 @@ import (
 )
 
 func main() {
-	up, err := upgrade.New(upgrade.Options{States: versions(), Mode: upgrade.Mode(os.Getenv("WSLIVE_MODE")), Log: log.Printf})
+	up, err := upgrade.New(options())
 	if err != nil {
 		log.Fatal(err)
 	}
-	ln, err := up.Listen("tcp", "127.0.0.1:8080")
+	ln, err := up.Listen(cmp.Or(os.Getenv("WSLIVE_NETWORK"), "tcp"), cmp.Or(os.Getenv("WSLIVE_ADDRESS"), "127.0.0.1:8080"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -40,13 +42,26 @@ func main() {
 	log.Printf("version %s has nothing left", version)
 }
 
-var version = os.Getenv("HOTDEPLOY_VERSION")
+// buildMark is the version where nobody else says it; linked in.
+var buildMark = ""
+
+var version = cmp.Or(os.Getenv("HOTDEPLOY_VERSION"), buildMark)
+
+func options() upgrade.Options {
+	timeout, _ := time.ParseDuration(os.Getenv("WSLIVE_UPGRADE_TIMEOUT"))
+	return upgrade.Options{
+		States: versions(), Mode: upgrade.Mode(os.Getenv("WSLIVE_MODE")), Log: log.Printf,
+		Standalone: upgrade.Standalone{PIDFile: os.Getenv("WSLIVE_PIDFILE"), UpgradeTimeout: timeout, KeepPID: os.Getenv("WSLIVE_KEEP_PID") != ""},
+	}
+}
 
 // stateVersion is what echo saves; a test may ask for another one.
 var stateVersion = number("WSLIVE_STATE", 1)
 
-// versions is what this release can read.
-func versions() []uint32 { return []uint32{uint32(stateVersion)} }
+// versions is what this release can read: its own, and what a test asks for.
+func versions() []uint32 {
+	return []uint32{uint32(stateVersion), uint32(number("WSLIVE_READS", stateVersion))}
+}
 
 func number(name string, otherwise int) int {
 	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
@@ -85,6 +100,8 @@ func routes() http.Handler {
 		}
 	})
 	mux.HandleFunc("GET /ws", echo)
+	mux.HandleFunc("GET /live", live)
+	mux.HandleFunc("GET /{$}", sendPage)
 	return mux
 }
 

@@ -40,7 +40,7 @@ type Host struct {
 }
 
 // Start returns a host without a release, ready for the first push. The caller closes it.
-func Start(ctx context.Context, opt Options) (h *Host, err error) {
+func Start(ctx context.Context, opt Options) (*Host, error) {
 	if runtime.GOOS != "linux" {
 		return nil, errors.New("the daemon runs on Linux only")
 	}
@@ -48,22 +48,25 @@ func Start(ctx context.Context, opt Options) (h *Host, err error) {
 	if err != nil {
 		return nil, err
 	}
-	h = &Host{opt: opt, dir: dir}
-	defer func() {
-		if err != nil {
-			h.Close()
-		}
-	}()
-	if h.addr, err = freeAddr(); err != nil {
+	h := &Host{opt: opt, dir: dir}
+	if err := h.start(ctx); err != nil {
+		h.Close()
 		return nil, err
+	}
+	return h, nil
+}
+
+func (h *Host) start(ctx context.Context) (err error) {
+	if h.addr, err = freeAddr(); err != nil {
+		return err
 	}
 	if err := h.build(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	if err := h.startSSH(); err != nil {
-		return nil, fmt.Errorf("start the SSH server: %w", err)
+		return fmt.Errorf("start the SSH server: %w", err)
 	}
-	return h, h.startDaemon(ctx)
+	return h.startDaemon(ctx)
 }
 
 // Addr is where the app listens.
