@@ -48,6 +48,7 @@ type generation struct {
 	text        string
 	health      string
 	handoff     *api.Handoff // when it gave its connections away, the last time
+	taken       *api.Handoff // when it got some, the last time
 }
 
 // start runs rel as a new generation and watches it. The caller owns s.busy. The listeners that the release adds are bound

@@ -209,7 +209,7 @@ func (s *Supervisor) move(ctx context.Context, from, to, newer *generation) (*ap
 		h.Error, err = "the giving generation ended", nil
 	}
 	s.do(func() {
-		from.handoff = h
+		from.handoff, to.taken = h, h
 		s.moved += h.Moved
 		s.refused += h.Refused
 		for why, n := range h.Kept {
@@ -219,7 +219,7 @@ func (s *Supervisor) move(ctx context.Context, from, to, newer *generation) (*ap
 		}
 		s.longestPause = h.LongestPause
 	})
-	s.emit(api.Event{Type: api.EventGeneration, Generation: from.number,
+	s.emit(api.Event{Type: api.EventGeneration, Generation: from.number, Handoff: h,
 		Text: fmt.Sprintf("generation %d (%s) handed its connections to generation %d (%s): %s", from.number, from.rel.Version, to.number, to.rel.Version, movedText(h, from, to))})
 	return h, err
 }

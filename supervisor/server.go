@@ -105,6 +105,7 @@ func (s *Supervisor) routes() http.Handler {
 	handle("POST /v1/upgrades", maxRequest, s.beginUpgrade)
 	handle("GET /v1/upgrades/{id}", 0, func(_ http.ResponseWriter, r *http.Request) (any, error) { return s.findUpgrade(r.PathValue("id")) })
 	handle("DELETE /v1/upgrades/{id}", 0, s.cancelUpgrade)
+	handle("GET /v1/history", 0, s.history)
 	handle("GET /v1/events", 0, s.streamEvents)
 	handle("POST /v1/start", maxRequest, func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		req, err := decodeStop(r)
@@ -373,6 +374,23 @@ func (s *Supervisor) findUpgrade(id string) (any, error) {
 		return u, nil
 	}
 	return s.store.FindUpgrade(id)
+}
+
+// history lists what has ended. An answer of the most that there can be is a few megabytes.
+func (s *Supervisor) history(_ http.ResponseWriter, r *http.Request) (any, error) {
+	const usual, most = 20, 1000
+	n := usual
+	if text := r.URL.Query().Get("n"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil || n < 1 || n > most {
+			return nil, api.ErrBadRequest.With(fmt.Sprintf("n is a number from 1 to %d", most))
+		}
+	}
+	list, err := s.store.History(n)
+	if err != nil {
+		return nil, err
+	}
+	return append([]api.Upgrade{}, list...), nil // never null
 }
 
 func (s *Supervisor) cancelUpgrade(_ http.ResponseWriter, r *http.Request) (any, error) {

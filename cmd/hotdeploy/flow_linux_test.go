@@ -216,6 +216,13 @@ func TestVerbs_OneReleaseAfterTheOther(t *testing.T) {
 	w.want(0, fields("restart"), "2 is serving (generation 5)")
 	w.want(0, fields("logs --release 2"), "two is up")
 	w.want(3, fields("retire web-1 77"), "77")
+	w.want(0, fields("history"), "rollback", "push", "restart", "done")
+	var told answer
+	if got := w.want(0, fields("history -n 2 --json")); json.Unmarshal([]byte(got.stdout), &told) != nil || len(told.Hosts[0].History) != 2 ||
+		told.Hosts[0].History[0].Kind != api.KindRestart {
+		t.Errorf("history --json: %s", got.stdout)
+	}
+	w.want(3, fields("history -n 0"), "from 1 to 1000")
 	w.want(0, fields("stop"), "stopped")
 	w.want(0, fields("start"), "serving 2")
 	w.want(0, fields("version web-1"), "hotdeploy "+version.String(), "hotdeployd "+version.String())

@@ -150,6 +150,12 @@ func remarks(g api.Generation, now time.Time) string {
 	if g.Health != "" && g.Health != "ok" {
 		list = append(list, "unhealthy: "+g.Health)
 	}
+	if g.Taken != nil {
+		list = append(list, fmt.Sprintf("took %d from generation %d", g.Taken.Moved, g.Taken.From))
+	}
+	if g.Handoff != nil {
+		list = append(list, fmt.Sprintf("to generation %d: %s", g.Handoff.To, g.Handoff.Text()))
+	}
 	if g.Deadline != nil {
 		list = append(list, "is ended in "+age(now, *g.Deadline))
 	}
@@ -161,7 +167,22 @@ func lastUpgrade(up *api.Upgrade, now time.Time) string {
 	if up.Error != nil {
 		text += ": " + strings.ReplaceAll(up.Error.Message, "\n", " ")
 	}
+	if moves := movesOf(up); moves != "" {
+		text += "; " + moves
+	}
 	return text
+}
+
+// movesOf is what an upgrade did to live connections.
+func movesOf(up *api.Upgrade) string {
+	var list []string
+	if up.Handoff != nil {
+		list = append(list, up.Handoff.Text())
+	}
+	if up.HandedBack != nil {
+		list = append(list, "back: "+up.HandedBack.Text())
+	}
+	return strings.Join(list, "; ")
 }
 
 func memory(n int64) string {

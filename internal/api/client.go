@@ -101,6 +101,11 @@ func (c *Client) GetUpgrade(ctx context.Context, id string) (Upgrade, error) {
 	return ask[Upgrade](ctx, c, http.MethodGet, "/upgrades/"+url.PathEscape(id), nil)
 }
 
+// History lists the newest upgrades that have ended, at most n, the newest first.
+func (c *Client) History(ctx context.Context, n int) ([]Upgrade, error) {
+	return ask[[]Upgrade](ctx, c, http.MethodGet, "/history?n="+strconv.Itoa(n), nil)
+}
+
 // Cancel takes an upgrade back and returns when it has ended: on either side of the switch, the Outcome tells which.
 func (c *Client) Cancel(ctx context.Context, id string) (Upgrade, error) {
 	return ask[Upgrade](ctx, c, http.MethodDelete, "/upgrades/"+url.PathEscape(id), nil)
