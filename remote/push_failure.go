@@ -41,6 +41,9 @@ func Explain(name string, err error) *Failure {
 	if errors.Is(err, api.ErrLineLost) {
 		f.Outcome, f.State, f.Hint = api.Unknown, "not known", "find out with  hotdeploy status "+name
 	}
+	if errors.Is(err, api.ErrSilent) {
+		f.State, f.Hint = "not known: the daemon does not answer", "see what it does with  hotdeploy logs "+name
+	}
 	if e := new(api.Error); errors.As(err, &e) {
 		f.State, f.Hint, f.Output = e.State, withHost(e.Hint, name), e.Output
 	}

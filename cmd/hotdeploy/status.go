@@ -97,7 +97,10 @@ func readOnly(err error) error {
 		return err
 	}
 	f = remote.Explain("", err)
-	f.Outcome, f.State, f.Hint = api.NothingChanged, "not known: the line was lost while asking", "ask again"
+	f.Outcome = api.NothingChanged
+	if !errors.Is(err, api.ErrSilent) {
+		f.State, f.Hint = "not known: the line was lost while asking", "ask again"
+	}
 	return f
 }
 

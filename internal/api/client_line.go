@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 )
 
 // The two ways in which the line fails. Compare with errors.Is.
@@ -11,6 +12,11 @@ var (
 	ErrNotSent  = errors.New("the request was never sent")
 	ErrLineLost = errors.New("the line was lost after the request was sent")
 )
+
+const theLineWasLost = "the line was lost"
+
+// ErrSilent is why a line counts as lost that is there: nobody answers.
+var ErrSilent = errors.New("the daemon does not answer")
 
 // LineError is a failure of the line, not an answer. It is ErrNotSent (nothing happened) or ErrLineLost (unknown: the
 // daemon may have acted on the request), and whatever Err is.
@@ -21,6 +27,12 @@ type LineError struct {
 }
 
 func (e *LineError) Error() string {
+	if errors.Is(e.Err, ErrSilent) {
+		return fmt.Sprintf("%s: %v", e.Op, e.Err)
+	}
+	if says, ok := strings.CutPrefix(e.Err.Error(), theLineWasLost); ok && e.Sent { // whoever dialled knows that, too
+		return fmt.Sprintf("%s: %s%s", e.Op, theLineWasLost, says)
+	}
 	if e.Sent {
 		return fmt.Sprintf("%s: the line was lost: %v", e.Op, e.Err)
 	}
