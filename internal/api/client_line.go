@@ -13,7 +13,7 @@ var (
 	ErrLineLost = errors.New("the line was lost after the request was sent")
 )
 
-const theLineWasLost = "the line was lost"
+const wasLost = "the line was lost"
 
 // ErrSilent is why a line counts as lost that is there: nobody answers.
 var ErrSilent = errors.New("the daemon does not answer")
@@ -27,14 +27,11 @@ type LineError struct {
 }
 
 func (e *LineError) Error() string {
-	if errors.Is(e.Err, ErrSilent) {
+	switch {
+	case errors.Is(e.Err, ErrSilent), e.Sent && strings.Contains(e.Err.Error(), wasLost): // whoever dialled knows that, too
 		return fmt.Sprintf("%s: %v", e.Op, e.Err)
-	}
-	if says, ok := strings.CutPrefix(e.Err.Error(), theLineWasLost); ok && e.Sent { // whoever dialled knows that, too
-		return fmt.Sprintf("%s: %s%s", e.Op, theLineWasLost, says)
-	}
-	if e.Sent {
-		return fmt.Sprintf("%s: the line was lost: %v", e.Op, e.Err)
+	case e.Sent:
+		return fmt.Sprintf("%s: %s: %v", e.Op, wasLost, e.Err)
 	}
 	return e.Err.Error() // the dialler's words say it all
 }
