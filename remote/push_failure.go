@@ -200,8 +200,7 @@ func (d *Deployment) addJournal(f *Failure, identifier string, since time.Time) 
 	lines, err := ReadJournal(ctx, d.line.Session, identifier, since, journalLines)
 	switch {
 	case errors.Is(err, ErrJournalForbidden):
-		f.Hint = fmt.Sprintf("to see its last lines here let the user read the journal:  ssh %s sudo usermod -aG systemd-journal %s",
-			d.Name, d.line.Session.Host().User)
+		f.Hint = "to see its last lines here " + letRead(d.Name, d.line.Session.Host().User)
 	case err != nil:
 		d.say(fmt.Sprintf("its last lines could not be read: %v", err))
 	}
