@@ -18,6 +18,7 @@ type app struct {
 
 	configFile, sshConfig, service string // global flags
 	json, verbose                  bool
+	completing                     bool // nobody is to be asked for anything
 
 	leave  context.Context // ends with the second ^C
 	keys   *remote.Keys    // passphrases, typed once for all hosts

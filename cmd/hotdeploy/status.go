@@ -18,7 +18,10 @@ import (
 	"github.com/hotdeploy/hotdeploy/remote"
 )
 
-const watchEvery = time.Second
+const (
+	watchEvery     = time.Second
+	watchRetryLast = 5 * time.Second // between two tries to connect again
+)
 
 func (a *app) statusCommand() *cobra.Command {
 	var watch bool
@@ -230,11 +233,35 @@ func (a *app) watch(ctx context.Context, hosts []*host) error {
 	return err
 }
 
+// watch goes on when the line is lost: it says so and connects again until it can, or until ^C.
 func (h *host) watch(ctx context.Context) error {
+	connected := false
+	for wait := watchEvery; ; wait = min(2*wait, watchRetryLast) {
+		shown, err := h.watchOnce(ctx)
+		switch {
+		case ctx.Err() != nil || !connected && !shown:
+			return readOnly(err)
+		case shown:
+			connected, wait = true, watchEvery
+			h.say("%v; connecting again", err)
+		}
+		h.d.Close()
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// watchOnce shows the status until the line is lost, or the daemon is; shown says that it could be asked at all.
+func (h *host) watchOnce(ctx context.Context) (shown bool, err error) {
 	c, st, err := h.begin(ctx)
 	if err != nil {
-		return readOnly(err)
+		return false, err
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	happened := make(chan struct{}, 1)
 	lost := make(chan error, 1)
 	go func() { // ends with ctx or the line
@@ -252,10 +279,10 @@ func (h *host) watch(ctx context.Context) error {
 		case <-happened:
 		case <-time.After(watchEvery):
 		case err := <-lost:
-			return readOnly(err)
+			return true, err
 		}
 		if st, err = c.Status(ctx); err != nil {
-			return readOnly(err)
+			return true, err
 		}
 	}
 }
