@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -331,12 +332,28 @@ const reasonVersion = "state version"
 func movedText(h *api.Handoff, from, to *generation) string {
 	text := h.Text()
 	if n := h.Kept[reasonVersion]; n > 0 {
-		reads := "no state"
-		if states := to.line.hello.States; len(states) > 0 {
-			reads = "state version " + strings.Trim(fmt.Sprint(states[:min(len(states), maxReasons)]), "[]")
-		}
-		text += fmt.Sprintf("; %s cannot read the state of %s that %s has saved (it reads %s): it finishes in generation %d",
-			to.rel.Version, plural(n, "connection"), from.rel.Version, reads, from.number)
+		text += fmt.Sprintf("; %s cannot read the state of %s that %s has saved (it reads %s): they finish in generation %d",
+			to.rel.Version, plural(n, "connection"), from.rel.Version, to.readsText(), from.number)
 	}
 	return text
+}
+
+// readsText is which versions of state g has said that it can read.
+func (g *generation) readsText() string {
+	states := slices.Clone(g.line.hello.States)
+	slices.Sort(states)
+	var list []string
+	for _, v := range slices.Compact(states) {
+		if len(list) == maxReasons {
+			return "state versions " + strings.Join(list, ", ") + " and more"
+		}
+		list = append(list, strconv.Itoa(int(v)))
+	}
+	switch len(list) {
+	case 0:
+		return "no state"
+	case 1:
+		return "state version " + list[0]
+	}
+	return "state versions " + strings.Join(list, ", ")
 }

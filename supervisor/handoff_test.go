@@ -219,7 +219,7 @@ func TestHandoff_StateThatNobodyReads_Stays(t *testing.T) {
 		t.Errorf("%+v", u.Handoff)
 	}
 	if words := phaseText(u, api.PhaseHandoff); !strings.Contains(words, "2 cannot read the state of 20 connections that 1 has saved (it reads state version 2") ||
-		!strings.Contains(words, "finishes in generation 1") {
+		!strings.Contains(words, "they finish in generation 1") {
 		t.Errorf("the push says %q", words)
 	}
 	onVersion(t, stopLoad(t, l), "1")

@@ -322,6 +322,12 @@ func TestCtrlC_InTheSoak_IsTakenBack_AndAWatchEndsWell(t *testing.T) {
 	if got.status != 4 || !strings.Contains(got.stderr, "cancelled in phase soak") || !strings.Contains(got.stderr, "release 1 is serving") {
 		t.Errorf("push: %+v", got)
 	}
+	w.want(3, fields("cancel"), "no upgrade is in flight", "release 1 is serving")
+	cancelled := make(chan output, 1)
+	got = w.until("ready ", func() { go func() { cancelled <- w.run("cancel", "web-1") }() }, fields("push --version 2")...)
+	if c := <-cancelled; got.status != 4 || c.status != 0 || !strings.Contains(c.stdout, "is cancelled, in phase soak; release 1 is serving") {
+		t.Errorf("push: %+v; cancel: %+v", got, c)
+	}
 	if got := w.until("GENERATION", interrupt, fields("status --watch")...); got.status != 0 || got.stderr != "" {
 		t.Errorf("watch: %+v", got)
 	}

@@ -65,7 +65,7 @@ target only. Several hosts go one after another and stop at the first failure.`,
 	f.BoolVar(&a.json, "json", false, "print the answer as one JSON object")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "tell more of what happens")
 	root.AddCommand(a.initCommand(), a.packCommand(), a.setupCommand(), a.pushCommand(), a.statusCommand(), a.releasesCommand(),
-		a.rollbackCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.historyCommand(), a.logsCommand(), a.retireCommand(), a.versionCommand())
+		a.rollbackCommand(), a.cancelCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.historyCommand(), a.logsCommand(), a.retireCommand(), a.versionCommand())
 	return root
 }
 
