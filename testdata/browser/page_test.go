@@ -41,8 +41,9 @@ func TestPage_ThreeUpgradesAndARollback_NothingNoticed(t *testing.T) {
 	}
 	deploy(t, h.Hotdeploy(ctx, 0, "rollback", "demo"))
 	await(t, tab, "3")
+	seen := rest(t, tab)
 	takePicture(t, tab, "page.png")
-	check(t, rest(t, tab), network)
+	check(t, seen, network)
 }
 
 func startHost(t *testing.T, ctx context.Context) *host.Host {
