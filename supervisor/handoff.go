@@ -160,24 +160,24 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 }
 
 // moveRest lets g, whose connections are about to be closed, give what it still has to the generation that serves, if both can: a release that could
-// not have it may have been followed by one that can. Where an upgrade is in flight its end is waited for, unless an operator cannot wait.
-func (s *Supervisor) moveRest(g *generation, hurry bool) {
+// not have it may have been followed by one that can. It tells whether that was tried. Where an upgrade is in flight its end is waited for, unless an operator cannot wait.
+func (s *Supervisor) moveRest(g *generation, hurry bool) (tried bool) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
 	if hurry {
 		cancel()
 	}
 	if !s.moving.has(ctx, g.gone) {
-		return
+		return false
 	}
 	defer s.moving.give()
 	var to *generation
 	s.do(func() { to = s.serving })
 	if to == nil || to == g || g.hasEnded() {
-		return
+		return false
 	}
 	if can, _ := canMove(g, to); !can {
-		return
+		return false
 	}
 	if _, err := s.move(s.ctx, g, to, g); err != nil {
 		s.logf("%v", err)
@@ -186,6 +186,7 @@ func (s *Supervisor) moveRest(g *generation, hurry bool) {
 	if err := g.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil && !g.hasEnded() {
 		s.logf("generation %d: %v", g.number, err)
 	}
+	return true
 }
 
 // move lets one generation give everything to another and returns what came of it. If one of the two hangs it is the newer one that is
