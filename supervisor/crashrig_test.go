@@ -77,14 +77,11 @@ func beDaemon() {
 
 // manager is as much of systemd as a daemon needs that is killed and started again: it keeps descriptors and passes them on.
 type manager struct {
-	t    testing.TB
-	sock *systemd.NotifySocket
 	path string
 	done chan struct{}
 
-	mu     sync.Mutex // protects what follows
+	mu     sync.Mutex // protects stored; a daemon is started under it
 	stored map[string]*os.File
-	ready  int
 }
 
 // crashRig is a rig whose supervisor is a process of its own, to be killed.
@@ -163,10 +160,11 @@ func (r *crashRig) spawn() chan error {
 	cmd.Env = append(os.Environ(), "TEST_DAEMON="+string(b))
 	cmd.Stdout, cmd.Stderr = r.out, r.out
 	cmd.WaitDelay = time.Millisecond // generations have its output, and may live on
+	start := cmd.Start
 	if r.manager != nil {
-		r.manager.equip(cmd)
+		start = func() error { return r.manager.start(cmd) }
 	}
-	if err := cmd.Start(); err != nil {
+	if err := start(); err != nil {
 		r.t.Fatal(err)
 	}
 	done, ended := make(chan error, 1), make(chan struct{})
@@ -226,7 +224,7 @@ func (r *crashRig) endAll() {
 
 func newManager(t testing.TB, dir string) *manager {
 	t.Helper()
-	m := &manager{t: t, path: filepath.Join(dir, "manager.sock"), done: make(chan struct{}), stored: map[string]*os.File{}}
+	m := &manager{path: filepath.Join(dir, "manager.sock"), done: make(chan struct{}), stored: map[string]*os.File{}}
 	sock, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: m.path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
@@ -281,8 +279,8 @@ func (m *manager) handle(text string, files []*os.File) {
 	}
 }
 
-// equip gives a daemon what is kept.
-func (m *manager) equip(cmd *exec.Cmd) {
+// start starts a daemon with what is kept.
+func (m *manager) start(cmd *exec.Cmd) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	names := slices.Sorted(maps.Keys(m.stored))
@@ -293,6 +291,7 @@ func (m *manager) equip(cmd *exec.Cmd) {
 	if len(names) > 0 {
 		cmd.Env = append(cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	}
+	return cmd.Start()
 }
 
 func (m *manager) names() []string {

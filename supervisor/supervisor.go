@@ -152,9 +152,13 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}()
 	s.settle()
 	s.recoverUpgrade()
-	s.withdrawLeftovers()
+	if s.legacy.from == nil { // else whoever pushed them may still be there, and is about to ask for the upgrade
+		s.withdrawLeftovers()
+	}
 	s.bindCommitted()
+	s.at("adopted")
 	s.resume()
+	s.at("resumed")
 	server := s.serveControl(control)
 	st := s.status()
 	s.notify.Ready(st.Text)
