@@ -461,6 +461,8 @@ func (s *Supervisor) resumeUpgrade(u *upgrade, g *generation) {
 	case u.failure != nil:
 		err = u.failure
 	case u.committed:
+	case at == api.PhaseHandoff && g != nil && !g.hasEnded() && u.gave != nil && u.gave.hasEnded(): // the new one has whatever there was
+		err = s.onward(u, g, api.PhaseSoak)
 	case g == nil, at == api.PhaseHandoff, at == api.PhaseStart && g.hasEnded():
 		err = interrupted
 	case at == api.PhaseStart:

@@ -156,7 +156,7 @@ func (r *crashRig) consistent(version string) {
 	r.t.Helper()
 	var st api.Status
 	for limit := time.Now().Add(30 * time.Second); time.Now().Before(limit); <-time.After(5 * time.Millisecond) {
-		if st = r.status(); st.Upgrade == nil && len(st.Generations) == 1 {
+		if st = r.status(); st.Upgrade == nil && len(st.Generations) == 1 && st.State == api.StateServing {
 			break
 		}
 	}

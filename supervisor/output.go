@@ -52,7 +52,7 @@ func newOutput(version string, to io.Writer, kept *printed) (*output, *os.File, 
 func reopenOutput(version string, pid int, to io.Writer, kept *printed) (*output, error) {
 	path := fmt.Sprintf("/proc/%d/fd/1", pid)
 	if st, err := os.Stat(path); err != nil || st.Mode().Type() != os.ModeNamedPipe {
-		return nil, errors.Join(errors.New("its standard output is no pipe"), err)
+		return nil, errors.New("its standard output is no pipe that we may open")
 	}
 	r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
