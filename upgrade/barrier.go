@@ -38,7 +38,7 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 	}
 	g.changeSides()
 	if g.someStay() && g.hooks.OnRollback != nil {
-		g.hooks.OnRollback(ctx)
+		g.hooks.OnRollback(ctx, g.moved())
 	}
 }
 
@@ -46,13 +46,23 @@ func (g *giver) allJudgedLocked() bool {
 	return g.broken != "" || len(g.sealing) == 0 && g.unjudged == 0 && g.open == len(g.pending)
 }
 
+// giveUp keeps everything, now and later: without what they share connections are worth nothing over there.
 func (g *giver) giveUp(list []*conn) {
 	g.mu.Lock()
 	g.tally.kept[ReasonFrozen] += len(list)
+	if g.broken == "" {
+		g.broken = ReasonFrozen
+	}
 	g.mu.Unlock()
 	if g.hooks.OnRollback != nil {
-		g.hooks.OnRollback(context.Background())
+		g.hooks.OnRollback(context.Background(), 0)
 	}
+}
+
+func (g *giver) moved() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.tally.moved
 }
 
 // ReasonFrozen is an app that could not let go of, or take up, what its connections share.
@@ -116,6 +126,7 @@ func (g *giver) changeSides() {
 			list = append(list, n)
 		}
 	}
+	g.barrier = false // what comes to rest later moves alone
 	g.mu.Unlock()
 	g.confirm(list, nil)
 	for s, why := range refused {
@@ -133,6 +144,3 @@ func (g *giver) someStay() bool {
 	}
 	return false
 }
-
-// settleTime is how long an app that has answered may take to read, in barrier mode.
-const settleTime = time.Second

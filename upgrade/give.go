@@ -50,11 +50,10 @@ type sealedConn struct {
 
 // giver gives away the connections of some listeners, until end or the end of the other process.
 type giver struct {
-	ch      *channel
-	own     hello
-	peer    hello
-	hooks   Options
-	barrier bool
+	ch    *channel
+	own   hello
+	peer  hello
+	hooks Options
 
 	ctx    context.Context // ends with the giver
 	cancel context.CancelFunc
@@ -63,6 +62,7 @@ type giver struct {
 	thawed chan string
 
 	mu       sync.Mutex // protects what follows; taken before a conn's
+	barrier  bool       // all change sides in one moment, which is still to come
 	changed  chan struct{}
 	tried    map[*conn]bool
 	sealing  map[*sealedConn]bool // begun, not sealed
@@ -506,9 +506,10 @@ func (g *giver) receipt(list []uint32) {
 			s.receipt = true
 		}
 	}
+	alone := !g.barrier
 	g.notifyLocked()
 	g.mu.Unlock()
-	if !g.barrier {
+	if alone {
 		g.confirm(list, appendNumbers(nil, list))
 	}
 }

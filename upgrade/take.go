@@ -127,7 +127,7 @@ func (t *taker) offered(f frame) error {
 		f.closeAll()
 		return err
 	}
-	a := arrivals{t: t, by: time.Now().Add(settleTime)}
+	a := arrivals{t: t, by: time.Now().Add(verdictTime)}
 	for i, b := range records {
 		a.add(f.first+uint32(i), b, f.fds[i])
 	}
@@ -275,10 +275,10 @@ func (t *taker) late(n uint32, c *conn) {
 }
 
 func (a *arrivals) verdict(n uint32, c *conn, why Reason) {
+	if why == "" && a.t.barrier && !c.awaitRead(a.by) {
+		why = ReasonSlow
+	}
 	if why == "" {
-		if a.t.barrier {
-			c.awaitRead(a.by)
-		}
 		a.receipts = binary.BigEndian.AppendUint32(a.receipts, n)
 		return
 	}
@@ -307,12 +307,13 @@ func (a *arrivals) tell() {
 	a.receipts, a.refusals = nil, nil
 }
 
-// awaitRead waits until the app, which has accepted, reads; not beyond by.
-func (c *conn) awaitRead(by time.Time) {
+// awaitRead waits until the app, which has accepted, reads; not beyond by. false: it has not.
+func (c *conn) awaitRead(by time.Time) bool {
 	limit := instantOf(by)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.state == answered && !c.arrived && !c.ending && !limit.expired() {
 		c.awaitLocked(limit)
 	}
+	return c.state != answered || c.arrived || c.ending
 }

@@ -41,8 +41,9 @@ type Options struct {
 	OnFreeze func(context.Context) (version uint32, state []byte, err error)
 	// OnThaw gets it in the next release, before the first connection.
 	OnThaw func(ctx context.Context, version uint32, state []byte) error
-	// OnRollback undoes OnPark: some connections stay in this release, or all.
-	OnRollback func(context.Context)
+	// OnRollback undoes OnPark: some connections stay in this release, or all. moved is how many have gone: where they are
+	// those who stay have lost sight of them.
+	OnRollback func(ctx context.Context, moved int)
 
 	// Log gets a line when something is out of the ordinary; nil: nobody.
 	Log func(format string, args ...any)
