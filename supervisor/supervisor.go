@@ -48,6 +48,7 @@ type Supervisor struct {
 	sample   time.Duration     // usualSample
 	step     func(name string) // an instruction at which tests interfere; it does nothing
 	large    chan struct{}     // one for each request that may be a large one
+	moving   turn              // who has it may move connections
 
 	stateMu sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
 
@@ -99,7 +100,7 @@ func New(opt Options) (_ *Supervisor, err error) {
 	st.Warn = func(err error) { opt.Log.Print(err) }
 	s := &Supervisor{
 		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(), printed: newPrinted(),
-		patience: usualPatience, sample: usualSample, handoffWithin: handoffTimeout, step: func(string) {}, large: make(chan struct{}, maxLarge),
+		patience: usualPatience, sample: usualSample, handoffWithin: handoffTimeout, step: func(string) {}, large: make(chan struct{}, maxLarge), moving: make(turn, 1),
 		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{}, kept: map[string]int{},
 		keeper: keeper{policy: defaultRestart()},
 	}

@@ -23,6 +23,9 @@ func (s *Supervisor) perform(u *upgrade, rel *store.Release) {
 		s.handBack(u, g)
 		s.takeBack(g)
 	}
+	if u.moves {
+		s.moving.give()
+	}
 	if err != nil {
 		s.forget(u, g)
 	}

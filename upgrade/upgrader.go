@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -39,14 +41,18 @@ type Options struct {
 	OnPark func(context.Context) error
 	// OnFreeze returns what the app knows beyond single connections, and its version.
 	OnFreeze func(context.Context) (version uint32, state []byte, err error)
+	// Freezes is that version, if it is always the same: then a release that does not list it is found out before anything stands still.
+	Freezes uint32
 	// OnThaw gets it in the next release, before the first connection.
 	OnThaw func(ctx context.Context, version uint32, state []byte) error
 	// OnRollback undoes OnPark: some connections stay in this release, or all. moved is how many have gone: where they are
 	// those who stay have lost sight of them.
 	OnRollback func(ctx context.Context, moved int)
 
-	// Log gets a line when something is out of the ordinary; nil: nobody.
+	// Log gets a line when something is out of the ordinary; nil: nobody, or the standard logger when no supervisor is there to say it.
 	Log func(format string, args ...any)
+
+	Standalone // what only a process that nobody supervises needs
 
 	ctx context.Context // of the process
 }
@@ -72,22 +78,31 @@ type Upgrader struct {
 	opt       Options
 	control   *ctl.Conn // nil: no supervisor, or one that moves nothing
 	inherited *inheritance
+	alone     *standalone // nil: somebody else makes the new process
 	term      chan os.Signal
 	exit      chan struct{}
 	stop      chan struct{}
 	exitOnce  sync.Once
 	stopOnce  sync.Once
+	giving    sync.RWMutex // held for reading until what was given is reported, and for writing by the end: nobody leaves without a word
 
 	mu        sync.Mutex // protects what follows
 	listeners []*listener
-	packets   []io.Closer
+	packets   []packetConn
 	giver     *giver
+	callOff   context.CancelCauseFunc // ends the giving under way; nil: there is none
 	ready     bool
+	waiting   bool // the release before accepts and reads, until it gives
 	ending    bool // SIGTERM or Stop: we accept no more, ever
 }
 
-// New finds out who started this process (a supervisor, systemd, or somebody else) and takes over SIGTERM: it stops accepting, and Exit is closed as soon
-// as no connection is left.
+// New finds out who started this process and takes over SIGTERM: it stops accepting, and Exit is closed as soon
+// as no connection is left. Three ways to run:
+//
+//   - Under hotdeployd (it has passed a control channel): the supervisor starts the next release, and connections move to it.
+//   - With sockets from systemd, without hotdeployd: a restart finds the same sockets, and whoever connects meanwhile waits in their queues. Connections do not
+//     move: at SIGTERM they drain, as long as TimeoutStopSec= allows.
+//   - Alone: SIGHUP, which New takes over, starts the new process, and connections move to it. See [Standalone].
 func New(opt Options) (*Upgrader, error) {
 	u := &Upgrader{opt: opt.withDefaults(), term: make(chan os.Signal, 1), exit: make(chan struct{}), stop: make(chan struct{})}
 	if u.opt.Mode != Rolling && u.opt.Mode != Barrier {
@@ -99,6 +114,14 @@ func New(opt Options) (*Upgrader, error) {
 	}
 	if u.control, err = openControl(); err != nil {
 		return nil, err
+	}
+	if u.control == nil && !u.inherited.any {
+		if opt.Log == nil {
+			u.opt.Log = log.Printf
+		}
+		if err := u.startAlone(); err != nil {
+			return nil, err
+		}
 	}
 	signal.Notify(u.term, syscall.SIGTERM)
 	go u.untilTerm()
@@ -120,13 +143,18 @@ func openControl() (*ctl.Conn, error) {
 	return ctl.NewConn(os.NewFile(uintptr(fd), "control"))
 }
 
-// Ready tells whoever started us that we serve (READY=1), and which connections we can take. Call it when all listeners are there.
+// Ready tells whoever started us that we serve (READY=1), and which connections we can take. Call it when all listeners are there. It does not wait: the connections of
+// the release before come afterwards.
 func (u *Upgrader) Ready() error {
 	u.mu.Lock()
 	first := !u.ready
 	u.ready = true
 	u.mu.Unlock()
+	if u.alone != nil {
+		return u.alone.ready(first)
+	}
 	if first && u.control != nil {
+		u.accept()
 		if err := u.control.Send(u.helloMessage(), nil, controlTime); err != nil {
 			return err
 		}
@@ -195,6 +223,12 @@ func (u *Upgrader) all() []*listener {
 	return append([]*listener(nil), u.listeners...)
 }
 
+func (u *Upgrader) allPackets() []packetConn {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.packets)
+}
+
 func (u *Upgrader) conns() (list []*conn) {
 	for _, l := range u.all() {
 		list = append(list, l.conns()...)
@@ -218,49 +252,98 @@ func (u *Upgrader) obey() {
 		}
 		switch {
 		case m.Type == ctl.Give && f != nil:
-			go u.give(m, f)
+			ctx, done := u.beginGiving(m) // here, so that a proceed that follows finds it
+			go func() {
+				defer done()
+				u.give(ctx, m, f)
+			}()
 		case m.Type == ctl.Take && f != nil:
+			u.open()
 			go u.take(m, f)
 		case m.Type == ctl.Proceed:
 			u.proceed()
+		case u.alone != nil && f == nil:
+			u.alone.obey(m)
 		case f != nil:
 			f.Close()
 		}
 	}
 }
 
-// give hands everything over and reports.
-func (u *Upgrader) give(m ctl.Message, f *os.File) {
-	began := time.Now()
-	by := began.Add(m.Timeout() * 3 / 4) // the rest is for taking back and reporting
-	for _, l := range u.all() {
-		l.pause()
-		l.rest()
-	}
-	answer := ctl.Message{Type: ctl.Given, ID: m.ID}
-	g, err := u.newGiver(f, by)
-	if err != nil {
-		answer.Error = err.Error()
-		u.opt.Log("handoff: nothing has moved: %v", err)
-		u.accept()
-	} else {
-		ctx, cancel := context.WithDeadline(u.opt.ctx, by)
-		g.all(ctx, u.all())
+// errCalledOff is a handoff that ended early because the upgrade did.
+var errCalledOff = errors.New("the handoff was called off")
+
+// beginGiving returns the context of what m asks for, and what is to be called when that is done. The rest of its time is for taking back and reporting.
+func (u *Upgrader) beginGiving(m ctl.Message) (context.Context, func()) {
+	u.giving.RLock()
+	ctx, callOff := context.WithCancelCause(u.opt.ctx)
+	ctx, cancel := context.WithDeadline(ctx, time.Now().Add(m.Timeout()*3/4))
+	u.mu.Lock()
+	u.callOff = callOff
+	u.mu.Unlock()
+	return ctx, func() {
+		u.mu.Lock()
+		u.callOff = nil
+		u.mu.Unlock()
 		cancel()
-		g.report(&answer)
+		callOff(nil)
+		u.giving.RUnlock()
 	}
+}
+
+// give hands everything over and reports.
+func (u *Upgrader) give(ctx context.Context, m ctl.Message, f *os.File) {
+	answer := u.handOver(ctx, f)
+	answer.ID = m.ID
 	if err := u.control.Send(answer, nil, controlTime); err != nil {
 		u.opt.Log("%v", err)
 	}
 }
 
-func (u *Upgrader) newGiver(f *os.File, by time.Time) (*giver, error) {
+// handOver stops accepting, gives everything to whoever is at the other end of f, and says what came of it.
+func (u *Upgrader) handOver(ctx context.Context, f *os.File) ctl.Message {
+	for _, p := range u.allPackets() {
+		p.pause()
+	}
+	for _, l := range u.all() {
+		l.pause()
+		l.rest()
+	}
+	answer := ctl.Message{Type: ctl.Given}
+	g, err := u.newGiver(ctx, f)
+	if err != nil {
+		answer.Error = err.Error()
+		u.opt.Log("handoff: nothing has moved: %v", err)
+		u.accept()
+	} else {
+		g.all(ctx, u.all())
+		if context.Cause(ctx) == errCalledOff {
+			u.proceed()
+		}
+		g.report(&answer)
+	}
+	return answer
+}
+
+func (u *Upgrader) newGiver(ctx context.Context, f *os.File) (*giver, error) {
 	ch, err := newChannel(f)
 	if err != nil {
 		return nil, err
 	}
+	by, _ := ctx.Deadline()
+	stop := context.AfterFunc(ctx, func() { // nothing is offered yet
+		ch.send(frameEnd, nil)
+		ch.close()
+	})
 	g, err := newGiver(ch, u.hello(), u.opt, by)
+	if !stop() && err == nil {
+		g.end()
+		err = context.Cause(ctx)
+	}
 	if err != nil {
+		if ctx.Err() != nil { // then the channel was closed under it
+			err = fmt.Errorf("before the next release said hello: %w", context.Cause(ctx))
+		}
 		return nil, err
 	}
 	u.mu.Lock()
@@ -305,9 +388,12 @@ func (u *Upgrader) take(m ctl.Message, f *os.File) {
 // proceed serves on as if nothing had been: the upgrade is off.
 func (u *Upgrader) proceed() {
 	u.mu.Lock()
-	g := u.giver
+	g, callOff := u.giver, u.callOff
 	u.giver = nil
 	u.mu.Unlock()
+	if callOff != nil {
+		callOff(errCalledOff)
+	}
 	u.accept()
 	if g != nil {
 		go g.end()
@@ -324,16 +410,33 @@ func (u *Upgrader) accept() {
 	for _, l := range u.all() {
 		l.proceed()
 	}
+	for _, p := range u.allPackets() {
+		p.proceed()
+	}
+}
+
+// open is accept for a process that has waited for its turn.
+func (u *Upgrader) open() {
+	u.mu.Lock()
+	u.waiting = false
+	u.mu.Unlock()
+	u.accept()
 }
 
 func (u *Upgrader) untilTerm() {
 	select {
 	case <-u.term:
 	case <-u.stop:
+	case <-u.alone.succeeded():
 	}
+	follows := u.alone.halt()
 	u.retire()
 	g := u.currentGiver()
-	notify(fmt.Sprintf("STOPPING=1\nSTATUS=draining, %d connections left", len(u.conns())))
+	if follows {
+		go u.hurry()
+	} else {
+		notify(fmt.Sprintf("STOPPING=1\nSTATUS=draining, %d connections left", len(u.conns())))
+	}
 	if g != nil && g.alive() {
 		g.linger(u.all())
 	} else {
@@ -343,6 +446,7 @@ func (u *Upgrader) untilTerm() {
 	if g != nil {
 		g.end()
 	}
+	u.giving.Lock() // and never unlocked: nothing begins any more
 	u.exitOnce.Do(func() { close(u.exit) })
 }
 
@@ -352,18 +456,20 @@ func (u *Upgrader) currentGiver() *giver {
 	return u.giver
 }
 
-// retire accepts no more, and gives the listening sockets back.
+// retire accepts no more, and gives the sockets back.
 func (u *Upgrader) retire() {
 	u.mu.Lock()
 	u.ending = true
-	packets := u.packets
-	u.packets = nil
 	u.mu.Unlock()
 	for _, l := range u.all() {
 		l.retire()
 	}
-	for _, p := range packets {
-		p.Close()
+	for _, p := range u.allPackets() {
+		if u.alone.last() {
+			p.Close() // else another process has the socket, and we may still have something to answer
+		} else {
+			p.pause()
+		}
 	}
 }
 

@@ -32,6 +32,10 @@ const (
 	Take    = "take"
 	Given   = "given"
 	Proceed = "proceed"
+
+	// Between two processes without a supervisor.
+	Commit  = "commit"
+	Upgrade = "upgrade"
 )
 
 // Message is any message; which fields count is said in PROTOCOL.md.
@@ -81,6 +85,9 @@ func Pair() (*Conn, *os.File, error) {
 	}
 	return c, theirs, nil
 }
+
+// Files makes a channel of which neither end is used yet. Both are the caller's.
+func Files() (a, b *os.File, err error) { return socketPair(unix.SOCK_SEQPACKET, "control") }
 
 // HandoffPair makes the two ends of a handoff channel. Both are the caller's.
 func HandoffPair() (a, b *os.File, err error) { return socketPair(unix.SOCK_STREAM, "handoff") }
@@ -159,6 +166,9 @@ func (c *Conn) ReceiveBy(by time.Time) (Message, *os.File, error) {
 	defer c.sock.SetReadDeadline(time.Time{})
 	return c.Receive()
 }
+
+// Wake ends a ReceiveBy that waits, as if its time were over.
+func (c *Conn) Wake() { c.sock.SetReadDeadline(time.Unix(1, 0)) }
 
 // Receive waits for the next message. The file, if there is one, is the caller's. io.EOF: the other side is gone.
 func (c *Conn) Receive() (Message, *os.File, error) {
