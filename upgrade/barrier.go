@@ -3,6 +3,7 @@ package upgrade
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -15,13 +16,20 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 	limited, cancel := context.WithTimeout(ctx, g.hooks.Patience)
 	defer cancel()
 	list := g.untried(ls)
+	g.mu.Lock()
+	g.frozen = true
+	g.mu.Unlock()
 	if v := g.hooks.Freezes; v != 0 && !slices.Contains(g.peer.States, v) {
 		g.hooks.Log("handoff: the next release cannot read version %d of the shared state: the connections stay", v)
 		g.mu.Lock()
 		g.tally.kept[ReasonVersion] += len(list)
+		if g.broken == "" {
+			g.broken = ReasonVersion
+		}
 		g.mu.Unlock()
 		return
 	}
+	g.parked = time.Now()
 	for _, c := range list {
 		c.park()
 	}
@@ -48,6 +56,61 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 	if g.someStay() && g.hooks.OnRollback != nil {
 		g.hooks.OnRollback(ctx, g.moved())
 	}
+}
+
+// home is where the state is that connections share.
+type home uint8
+
+const (
+	unknown home = iota // nobody has it, or the release before
+	here
+	away // we have given it
+)
+
+// awaits says whether nobody may be let in yet, since a release of that mode is to hand over what its connections share. Whoever came in before
+// would be among strangers.
+func (u *Upgrader) awaits(mode string) bool {
+	return mode == string(Barrier) || mode != "" && u.opt.Mode == Barrier
+}
+
+func (u *Upgrader) isWaiting() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.waiting
+}
+
+// settle notes whether the shared state was given away.
+func (u *Upgrader) settle(gone bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.home = here; gone {
+		u.home = away
+	}
+}
+
+// errHere is a release that would overwrite what another one is working with.
+var errHere = errors.New("there is newer state here")
+
+// thaw is the app's OnThaw, where there is none yet. A release that could not give its state away may still have old connections to give.
+func (u *Upgrader) thaw(ctx context.Context, version uint32, state []byte) error {
+	u.mu.Lock()
+	at := u.home
+	u.mu.Unlock()
+	if at == here {
+		return errHere
+	}
+	err := u.opt.OnThaw(ctx, version, state)
+	if err == nil {
+		u.settle(false)
+	}
+	return err
+}
+
+// shared says whether the shared state was to be given, and whether it was.
+func (g *giver) shared() (tried, gone bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.frozen, g.sides
 }
 
 func (g *giver) allJudgedLocked() bool {
@@ -135,8 +198,15 @@ func (g *giver) changeSides() {
 		}
 	}
 	g.barrier = false // what comes to rest later moves alone
+	change := g.broken == "" && (len(list) > 0 || len(refused) == 0)
 	g.mu.Unlock()
-	g.confirm(list, nil)
+	if change {
+		g.confirm(list, nil)
+		g.mu.Lock()
+		g.sides = g.broken == ""
+		g.parked = time.Time{}
+		g.mu.Unlock()
+	}
 	for s, why := range refused {
 		g.back(s, why)
 	}
@@ -151,4 +221,11 @@ func (g *giver) someStay() bool {
 		}
 	}
 	return false
+}
+
+// opened lets others in.
+func (o *Options) opened() {
+	if o.onOpen != nil {
+		o.onOpen()
+	}
 }

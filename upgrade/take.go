@@ -45,9 +45,13 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 	failpoint("take.greet")
 	peer, err := ch.greet(own, by)
 	if err != nil {
+		opt.opened()
 		return t, err
 	}
 	t.barrier = own.Mode == string(Barrier) || peer.Mode == string(Barrier)
+	if !t.barrier {
+		opt.opened()
+	}
 	failpoint("take.begin")
 	for {
 		f, err := ch.next()
@@ -61,6 +65,7 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 		if err == io.EOF {
 			opt.Log("handoff: the release before has ended; its connections are ours")
 			t.settle(nil, true)
+			opt.opened()
 			return t, nil
 		}
 		if err != nil {
@@ -84,6 +89,9 @@ func (t *taker) handle(f frame) error {
 			return err
 		}
 		t.settle(list, f.kind == frameConfirm)
+		if t.barrier && f.kind == frameConfirm {
+			t.hooks.opened()
+		}
 		return nil
 	}
 	return fmt.Errorf("%w: frame %d from the giver", errProtocol, f.kind)

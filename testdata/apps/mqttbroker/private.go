@@ -23,7 +23,9 @@ func field[T any](owner any, name string) *T {
 }
 
 // unwritten is how many packets wait in cl's queue, or are just being written.
-func unwritten(cl *mqtt.Client) int32 { return atomic.LoadInt32(field[int32](&cl.State, "outboundQty")) }
+func unwritten(cl *mqtt.Client) int32 {
+	return atomic.LoadInt32(field[int32](&cl.State, "outboundQty"))
+}
 
 // flush writes what mochi holds back for the next packet: it does when the last one of the queue could not be encoded.
 func flush(cl *mqtt.Client) {
