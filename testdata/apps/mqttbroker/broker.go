@@ -30,7 +30,7 @@ func (b *broker) options() upgrade.Options {
 		OnPark: b.park, OnFreeze: b.freeze, OnThaw: b.thaw, OnRollback: b.rollback,
 		Log: func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
 	}
-	if broken("barrier") || broken("will") {
+	if broken("barrier") {
 		o.Mode, o.OnPark, o.OnFreeze, o.OnThaw = upgrade.Rolling, nil, nil, nil
 	}
 	return o
@@ -123,9 +123,7 @@ func (b *broker) rollback(_ context.Context, moved int) {
 // keep is called for a client whose connection goes to another process, or comes from one. To mochi it looks like one that has vanished: its will
 // must not be told, and its session must not end, until it turns out that it has.
 func (b *broker) keep(cl *mqtt.Client) {
-	if !broken("will") {
-		atomic.StoreUint32(&cl.Properties.Will.Flag, 0)
-	}
+	atomic.StoreUint32(&cl.Properties.Will.Flag, 0)
 	ends := cl.Properties.ProtocolVersion < 5 && cl.Properties.Clean
 	cl.Properties.Clean = false
 	if props := &cl.Properties.Props; cl.Properties.ProtocolVersion == 5 && props.SessionExpiryInterval == 0 {

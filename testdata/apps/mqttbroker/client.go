@@ -45,7 +45,7 @@ var errNoSession = errors.New("a connection came without its session")
 // OnConnect refuses a connection that lacks its session: it goes back where it came from.
 func (h *hook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 	c := connOf(cl)
-	if c == nil || c.id == "" || broken("state") || broken("barrier") || broken("will") {
+	if c == nil || c.id == "" || broken("state") || broken("barrier") {
 		return nil
 	}
 	if _, ok := h.broker.server.Clients.Get(c.id); !ok {

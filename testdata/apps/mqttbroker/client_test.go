@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,8 @@ type profile struct {
 	aliases bool // version 5: takes topic aliases
 	on      func(topic, payload string)
 	trouble func(format string, args ...any)
+
+	patience time.Duration // with an answer; 0: the usual
 }
 
 const keepAlive = 2 // seconds
@@ -49,6 +52,9 @@ func tryJoin(addr string, p profile) (member, error) {
 	if p.on == nil {
 		p.on = func(topic, _ string) { p.trouble("client %s got %s", p.id, topic) }
 	}
+	if p.patience == 0 {
+		p.patience = patience
+	}
 	c, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {
 		return nil, err
@@ -65,6 +71,7 @@ type member3 struct {
 	conn net.Conn
 	c    paho3.Client
 	had  bool
+	gone atomic.Bool
 	ends sync.Once
 }
 
@@ -75,7 +82,11 @@ func join3(c net.Conn, p profile) (member, error) {
 	o.SetAutoReconnect(false).SetConnectRetry(false).SetKeepAlive(keepAlive * time.Second).SetPingTimeout(patience)
 	o.SetWill("wills/"+p.id, "gone", 1, false)
 	o.SetAutoAckDisabled(p.slow)
-	o.SetConnectionLostHandler(func(_ paho3.Client, err error) { p.trouble("client %s lost its connection: %v", p.id, err) })
+	o.SetConnectionLostHandler(func(_ paho3.Client, err error) {
+		if !m.gone.Load() {
+			p.trouble("client %s lost its connection: %v", p.id, err)
+		}
+	})
 	var late chain
 	o.SetDefaultPublishHandler(func(_ paho3.Client, msg paho3.Message) {
 		p.on(msg.Topic(), string(msg.Payload()))
@@ -85,7 +96,7 @@ func join3(c net.Conn, p profile) (member, error) {
 	})
 	m.c = paho3.NewClient(o)
 	token := m.c.Connect().(*paho3.ConnectToken)
-	if err := settle(token); err != nil {
+	if err := m.settle(token); err != nil {
 		c.Close()
 		return nil, err
 	}
@@ -93,23 +104,26 @@ func join3(c net.Conn, p profile) (member, error) {
 	return m, nil
 }
 
-func settle(t paho3.Token) error {
-	if !t.WaitTimeout(patience) {
+func (m *member3) settle(t paho3.Token) error {
+	if !t.WaitTimeout(m.patience) {
 		return context.DeadlineExceeded
 	}
 	return t.Error()
 }
 
 func (m *member3) publish(topic string, qos byte, retain bool, payload string) error {
-	return settle(m.c.Publish(topic, qos, retain, payload))
+	return m.settle(m.c.Publish(topic, qos, retain, payload))
 }
 
 func (m *member3) subscribe(filter string, qos byte) error {
-	return settle(m.c.Subscribe(filter, qos, nil))
+	return m.settle(m.c.Subscribe(filter, qos, nil))
 }
 
-func (m *member3) leave()     { m.ends.Do(func() { m.c.Disconnect(250) }) }
-func (m *member3) vanish()    { m.ends.Do(func() { m.conn.Close() }) }
+func (m *member3) leave() { m.ends.Do(func() { m.c.Disconnect(250) }) }
+func (m *member3) vanish() {
+	m.gone.Store(true)
+	m.ends.Do(func() { m.conn.Close() })
+}
 func (m *member3) kept() bool { return m.had }
 
 // member5 speaks MQTT 5.
@@ -129,7 +143,7 @@ func join5(c net.Conn, p profile) (member, error) {
 	m := &member5{profile: p, conn: c, names: map[uint16]string{}}
 	var late chain
 	m.c = paho.NewClient(paho.ClientConfig{
-		Conn: c, PacketTimeout: patience, EnableManualAcknowledgment: p.slow, SendAcksInterval: 20 * time.Millisecond,
+		Conn: c, PacketTimeout: p.patience, EnableManualAcknowledgment: p.slow, SendAcksInterval: 20 * time.Millisecond,
 		OnClientError:      func(err error) { m.lost(err) },
 		OnServerDisconnect: func(d *paho.Disconnect) { m.lost(fmt.Errorf("DISCONNECT %d", d.ReasonCode)) },
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(r paho.PublishReceived) (bool, error) {
@@ -148,7 +162,7 @@ func join5(c net.Conn, p profile) (member, error) {
 	if p.aliases {
 		connect.Properties.TopicAliasMaximum = paho.Uint16(100)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), p.patience)
 	defer cancel()
 	ack, err := m.c.Connect(ctx, connect)
 	if err != nil {
@@ -183,7 +197,7 @@ func (m *member5) topic(p *paho.Publish) string {
 }
 
 func (m *member5) publish(topic string, qos byte, retain bool, payload string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), m.patience)
 	defer cancel()
 	r, err := m.c.Publish(ctx, &paho.Publish{Topic: topic, QoS: qos, Retain: retain, Payload: []byte(payload)})
 	if err == nil && qos > 0 && r.ReasonCode != 0 {
@@ -193,7 +207,7 @@ func (m *member5) publish(topic string, qos byte, retain bool, payload string) e
 }
 
 func (m *member5) subscribe(filter string, qos byte) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), m.patience)
 	defer cancel()
 	_, err := m.c.Subscribe(ctx, &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: filter, QoS: qos}}})
 	return err

@@ -11,15 +11,17 @@ import (
 
 // traffic is publishers and subscribers of both versions and all qualities of service, busy all the time, and what they find wrong.
 type traffic struct {
-	t       *testing.T
-	addr    string
-	clients int // that are connected
+	t        *testing.T
+	addr     string
+	patience time.Duration // with what must come
+	clients  int           // that are connected
 
 	mu      sync.Mutex // protects what follows
 	faults  []string
 	count   int            // of faults
 	acked   map[string]int // by topic: the last number that was acknowledged
 	readers []*reader
+	dying   string // whose will must be told
 	changed chan struct{}
 
 	stop     chan struct{}
@@ -61,7 +63,7 @@ const topicsPer = 2
 const pace = 10 * time.Millisecond
 
 func newTraffic(t *testing.T, addr string) *traffic {
-	x := &traffic{t: t, addr: addr, acked: map[string]int{}, changed: make(chan struct{}), stop: make(chan struct{})}
+	x := &traffic{t: t, addr: addr, patience: patience, acked: map[string]int{}, changed: make(chan struct{}), stop: make(chan struct{})}
 	t.Cleanup(x.end) // after the clients have left
 	return x
 }
@@ -74,9 +76,9 @@ func (x *traffic) start() {
 	x.read("live/#", 2, profile{id: "alias-5", version: 5, aliases: true})
 	x.read("live/#", 1, profile{id: "late-3", version: 4, slow: true})
 	x.read("live/#", 2, profile{id: "late-5", version: 5, slow: true, aliases: true})
-	x.join(profile{id: "watcher", version: 5, on: func(topic, _ string) { x.trouble("a will was told: %s", topic) }, trouble: x.trouble}, "wills/#", 1)
+	x.join(profile{id: "watcher", version: 5, on: x.will, trouble: x.trouble, patience: x.patience}, "wills/#", 1)
 	for _, version := range []int{4, 5} {
-		w := x.join(profile{id: fmt.Sprintf("writer-%d", version), version: version, trouble: x.trouble}, "", 0)
+		w := x.join(profile{id: fmt.Sprintf("writer-%d", version), version: version, trouble: x.trouble, patience: x.patience}, "", 0)
 		for qos := range byte(3) {
 			for n := range topicsPer {
 				topic := fmt.Sprintf("live/%d/%d/%d", version, qos, n)
@@ -97,7 +99,7 @@ func (x *traffic) visit(version int) {
 	tick := time.NewTicker(pace)
 	defer tick.Stop()
 	for n := 1; ; n++ {
-		m, err := tryJoin(x.addr, profile{id: fmt.Sprintf("visitor-%d-%d", version, n), version: version, trouble: x.trouble})
+		m, err := tryJoin(x.addr, profile{id: fmt.Sprintf("visitor-%d-%d", version, n), version: version, trouble: x.trouble, patience: x.patience})
 		if err == nil {
 			err = m.publish(topic, 1, false, fmt.Sprint(n))
 			m.leave()
@@ -107,6 +109,41 @@ func (x *traffic) visit(version int) {
 			return
 		}
 		if !x.goOn(topic, n, tick) {
+			return
+		}
+	}
+}
+
+// will gets those of clients that have gone: of nobody, unless the test is waiting for one.
+func (x *traffic) will(topic, _ string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if topic != x.dying {
+		x.troubleLocked("a will was told: %s", topic)
+	}
+	x.dying = ""
+	x.notifyLocked()
+}
+
+// dies ends a client without a goodbye, whose will must be told, once.
+func (x *traffic) dies(m member, id string) {
+	x.t.Helper()
+	x.mu.Lock()
+	x.dying = "wills/" + id
+	x.mu.Unlock()
+	m.vanish()
+	timeout := time.After(x.patience)
+	for {
+		x.mu.Lock()
+		waits, changed := x.dying != "", x.changed
+		x.mu.Unlock()
+		if !waits {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			x.trouble("the will of %s was not told", id)
 			return
 		}
 	}
@@ -142,7 +179,7 @@ func (x *traffic) join(p profile, filter string, qos byte) member {
 func (x *traffic) read(filter string, qos byte, p profile) {
 	x.t.Helper()
 	r := x.reader(p.id, filter)
-	p.on, p.trouble = func(topic, payload string) { x.got(r, topic, payload) }, x.trouble
+	p.on, p.trouble, p.patience = func(topic, payload string) { x.got(r, topic, payload) }, x.trouble, x.patience
 	x.join(p, filter, qos)
 }
 
@@ -215,9 +252,9 @@ func (x *traffic) end() {
 }
 
 // check waits until every reader has everything that was acknowledged, or something is wrong.
-func (x *traffic) check(patience time.Duration) []string {
+func (x *traffic) check() []string {
 	x.stopOnce.Do(func() { close(x.stop) })
-	timeout := time.After(patience)
+	timeout := time.After(x.patience)
 	for {
 		x.mu.Lock()
 		missing, changed := x.missingLocked(), x.changed
@@ -272,7 +309,7 @@ func (x *traffic) beat() {
 		goals[topic] = n + 3
 	}
 	x.mu.Unlock()
-	timeout := time.After(patience)
+	timeout := time.After(x.patience)
 	for {
 		x.mu.Lock()
 		behind, changed, faults := x.behindLocked(goals), x.changed, x.count
