@@ -197,8 +197,8 @@ func (g *giver) changeSides() {
 			list = append(list, n)
 		}
 	}
-	g.barrier = false // what comes to rest later moves alone
 	change := g.broken == "" && (len(list) > 0 || len(refused) == 0)
+	g.barrier = !change // what comes to rest later moves alone, to where the shared state is
 	g.mu.Unlock()
 	if change {
 		g.confirm(list, nil)

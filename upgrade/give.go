@@ -62,7 +62,6 @@ type giver struct {
 	thawed chan string
 
 	mu       sync.Mutex // protects what follows; taken before a conn's
-	barrier  bool       // all change sides in one moment, which is still to come
 	frozen   bool       // it was tried
 	sides    bool       // they have changed
 	parked   time.Time  // since when all of them pause
@@ -78,6 +77,7 @@ type giver struct {
 	next     uint32
 	broken   Reason // why nothing more is offered
 	hangs    bool
+	barrier  bool // nobody changes sides before all do; after that, late ones move one by one
 	tally    tally
 }
 
@@ -516,10 +516,10 @@ func (g *giver) receipt(list []uint32) {
 			s.receipt = true
 		}
 	}
-	alone := !g.barrier
+	barrier := g.barrier
 	g.notifyLocked()
 	g.mu.Unlock()
-	if alone {
+	if !barrier {
 		g.confirm(list, appendNumbers(nil, list))
 	}
 }
@@ -748,11 +748,11 @@ func (g *giver) count(why Reason) {
 	g.tally.kept[why]++
 }
 
-// alive says that more can be given.
+// alive says that more can be given. After a barrier that came to nothing it cannot: the shared state is here.
 func (g *giver) alive() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.broken == "" && g.ctx.Err() == nil
+	return g.broken == "" && g.ctx.Err() == nil && !g.barrier
 }
 
 // await waits until what holds; it is asked with the lock.

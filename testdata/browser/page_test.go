@@ -19,6 +19,8 @@ type page struct {
 
 	Silence    float64 // milliseconds
 	Extensions string
+	Events     int    // of the stream
+	EventsFrom string // the release
 	Releases   []struct{ Version, Generation string }
 	Notes      []string
 }
@@ -109,6 +111,9 @@ func check(t *testing.T, p page, network *traffic) {
 	}
 	if !strings.Contains(p.Extensions, "permessage-deflate") {
 		t.Errorf("no compression was agreed: %q", p.Extensions)
+	}
+	if p.Events == 0 || p.EventsFrom != "1" {
+		t.Errorf("the event stream: %d events, the last from release %q, not from the one that began it", p.Events, p.EventsFrom)
 	}
 	var served []string
 	for _, r := range p.Releases {

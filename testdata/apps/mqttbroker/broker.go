@@ -27,11 +27,11 @@ func newBroker(s *mqtt.Server) *broker { return &broker{server: s} }
 func (b *broker) options() upgrade.Options {
 	o := upgrade.Options{
 		States: []uint32{stateVersion}, Mode: upgrade.Barrier,
-		OnPark: b.park, OnFreeze: b.freeze, OnThaw: b.thaw, OnRollback: b.rollback,
+		OnPark: b.park, OnFreeze: b.freeze, Freezes: stateVersion, OnThaw: b.thaw, OnRollback: b.rollback,
 		Log: func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
 	}
 	if broken("barrier") {
-		o.Mode, o.OnPark, o.OnFreeze, o.OnThaw = upgrade.Rolling, nil, nil, nil
+		o.Mode, o.OnPark, o.OnFreeze, o.Freezes, o.OnThaw = upgrade.Rolling, nil, nil, 0, nil
 	}
 	return o
 }
