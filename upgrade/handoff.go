@@ -39,6 +39,10 @@ func (c *conn) begin() *offer {
 			c.stayLocked(why)
 			return o
 		}
+		if len(c.tail) > MaxUnsent { // its app would not get another word in, and never come to an end
+			c.stayLocked(ReasonUnsent)
+			return o
+		}
 		c.pokeLocked()
 		c.interruptLocked()
 	case sealed, gone, refused, closed:
