@@ -26,10 +26,11 @@ type page struct {
 }
 
 func TestPage_ThreeUpgradesAndARollback_NothingNoticed(t *testing.T) {
+	chromium := needChromium(t)
+	h := startHost(t, t.Context()) // builds; that may take its time
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	tab, network := startChromium(t, ctx)
-	h := startHost(t, ctx)
+	tab, network := startChromium(t, ctx, chromium)
 	deploy(t, h.Push(ctx, "1", "", 0))
 	if err := chromedp.Do(tab, chromedp.Navigate("http://"+h.Addr()+"/")); err != nil {
 		t.Fatal(err)
@@ -41,8 +42,9 @@ func TestPage_ThreeUpgradesAndARollback_NothingNoticed(t *testing.T) {
 	}
 	deploy(t, h.Hotdeploy(ctx, 0, "rollback", "demo"))
 	await(t, tab, "3")
+	seen := rest(t, tab)
 	takePicture(t, tab, "page.png")
-	check(t, rest(t, tab), network)
+	check(t, seen, network)
 }
 
 func startHost(t *testing.T, ctx context.Context) *host.Host {

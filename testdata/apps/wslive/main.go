@@ -33,6 +33,9 @@ func main() {
 	}
 	server := &http.Server{Handler: signed(routes()), ReadHeaderTimeout: 30 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
 	go func() { log.Fatal(server.Serve(ln)) }()
+	if err := datagrams(up); err != nil {
+		log.Fatal(err)
+	}
 	if err := up.Ready(); err != nil {
 		log.Fatal(err)
 	}
@@ -51,7 +54,7 @@ func options() upgrade.Options {
 	timeout, _ := time.ParseDuration(os.Getenv("WSLIVE_UPGRADE_TIMEOUT"))
 	return upgrade.Options{
 		States: versions(), Mode: upgrade.Mode(os.Getenv("WSLIVE_MODE")), Log: log.Printf,
-		Standalone: upgrade.Standalone{PIDFile: os.Getenv("WSLIVE_PIDFILE"), UpgradeTimeout: timeout},
+		Standalone: upgrade.Standalone{PIDFile: os.Getenv("WSLIVE_PIDFILE"), UpgradeTimeout: timeout, KeepPID: os.Getenv("WSLIVE_KEEP_PID") != ""},
 	}
 }
 
