@@ -19,13 +19,15 @@ import (
 // frontEnv tells a process that it has a front, and the descriptor of the line to it.
 const frontEnv = "HOTDEPLOY_FRONT"
 
-// needsFront says whether this process must stay: it is process 1 of a container, or all that systemd looks at, or the app has asked for it.
+// needsFront says whether this process must stay: it is process 1 of a container, all that systemd looks at, or a terminal's first, whose end takes
+// the terminal away from everybody; or the app has asked for it.
 func (o Options) needsFront() bool {
 	if os.Getenv(frontEnv) != "" || os.Getenv(tableflipEnv) != "" {
 		return false
 	}
 	pid := os.Getpid()
-	return o.KeepPID || pid == 1 || os.Getenv("SYSTEMD_EXEC_PID") == strconv.Itoa(pid) && os.Getenv("NOTIFY_SOCKET") == ""
+	session, err := unix.Getsid(0)
+	return o.KeepPID || pid == 1 || err == nil && session == pid && hasTerminal() || os.Getenv("SYSTEMD_EXEC_PID") == strconv.Itoa(pid) && os.Getenv("NOTIFY_SOCKET") == ""
 }
 
 // front is the process that stays. One goroutine does it all.
