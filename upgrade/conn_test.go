@@ -299,7 +299,7 @@ func TestStays(t *testing.T) {
 		why        Reason
 	}{
 		{"tls", "\x16\x03\x01\x00\x05hello", HTTP(), ReasonTLS},
-		{"http/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HTTP(), ReasonUnknown},
+		{"http/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HTTP(), ReasonHTTP2},
 		{"noise", "\x00\x01", HTTP(), ReasonUnknown},
 		{"none", "a", None(), ReasonUnknown},
 		{"mqtt, not a connect", "\xc0\x00", MQTT(), ReasonUnknown},

@@ -231,7 +231,7 @@ func TestHTTP_InFlight_NoticesNothing(t *testing.T) {
 	<-continued.asked // the server wants the body
 
 	m := s.mustDeploy(t, "rolling")
-	if m.Moved != 0 || m.Kept["busy"] != 3 || m.Kept["unknown protocol"] != 1 || len(m.Kept) != 2 {
+	if m.Moved != 0 || m.Kept["busy"] != 3 || m.Kept["http/2"] != 1 || len(m.Kept) != 2 {
 		t.Errorf("moved %d, kept %v", m.Moved, m.Kept)
 	}
 	first.give(body[1<<20:])
