@@ -277,6 +277,14 @@ func (g *giver) seal(ctx context.Context, s *sealedConn) {
 	r, why := s.o.seal(ctx)
 	g.mu.Lock()
 	delete(g.sealing, s)
+	switch why {
+	case ReasonStuck, ReasonBusy, ReasonUnsettled: // perhaps it was given no time, since there is nobody to give it to any more
+		if context.Cause(ctx) == errCalledOff {
+			why = ReasonLate
+		} else if g.broken != "" {
+			why = g.broken
+		}
+	}
 	if why != "" {
 		g.freeLocked(s)
 		g.open--
