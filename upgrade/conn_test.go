@@ -635,6 +635,27 @@ func TestHTTP_TheBodyBehindAHead_Arrives(t *testing.T) {
 	}
 }
 
+// TestRetired_TakesNothingMore: a process that may end at any moment refuses what an older one offers.
+func TestRetired_TakesNothingMore(t *testing.T) {
+	to := newTestListener(t, Lines())
+	client, c := pair(t, newTestListener(t, Lines()))
+	r := mustSeal(t, c)
+	to.retire()
+	next, err := to.adopt(r, dup(t, c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if why := verdictOf(t, next); why != ReasonRefused {
+		t.Errorf("verdict %q", why)
+	}
+	if n := len(to.conns()); n != 0 {
+		t.Errorf("%d connections", n)
+	}
+	again := c.resume(r)
+	say(t, client, "a\n")
+	expect(t, again, "a\n")
+}
+
 func TestErrors_LookLikeThoseOfPackageNet(t *testing.T) {
 	l, l2 := newTestListener(t, partLines()), newTestListener(t, partLines())
 	_, c := pair(t, l)
