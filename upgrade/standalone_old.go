@@ -134,8 +134,8 @@ func (s *standalone) upgrade() *heir {
 		notify(fmt.Sprintf("READY=1\nSTATUS=upgrade failed, the old process goes on: %s", oneLine(err)))
 		return nil
 	}
-	s.u.opt.Log("upgrade: pid %d follows pid %d: %s", h.pid(), os.Getpid(), givenText(given))
 	s.announce(h.pid())
+	s.u.opt.Log("upgrade: pid %d follows pid %d: %s", h.pid(), os.Getpid(), givenText(given))
 	return h
 }
 
