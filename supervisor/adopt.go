@@ -462,6 +462,7 @@ func (s *Supervisor) resumeUpgrade(u *upgrade, g *generation) {
 		err = u.failure
 	case u.committed:
 	case at == api.PhaseHandoff && g != nil && !g.hasEnded() && u.gave != nil && u.gave.hasEnded(): // the new one has whatever there was
+		s.letIn(g)
 		err = s.onward(u, g, api.PhaseSoak)
 	case g == nil, at == api.PhaseHandoff, at == api.PhaseStart && g.hasEnded():
 		err = interrupted

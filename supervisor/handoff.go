@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,11 +93,16 @@ func (s *Supervisor) moves(g *generation) bool {
 
 // handoff moves the serving generation's connections to g, if both can. From then on only g accepts, until [Supervisor.handBack]. The turn
 // to move is u's until the end.
-func (s *Supervisor) handoff(u *upgrade, g *generation) error {
+func (s *Supervisor) handoff(u *upgrade, g *generation) (err error) {
 	if err := s.moving.take(u.ctx); err != nil {
 		return err
 	}
 	u.moves = true
+	defer func() {
+		if err == nil {
+			s.letIn(g)
+		}
+	}()
 	var old *generation
 	s.do(func() { old = s.serving })
 	if old == nil {
@@ -116,6 +122,30 @@ func (s *Supervisor) handoff(u *upgrade, g *generation) error {
 	}
 	s.at("handed over")
 	return err
+}
+
+// letIn tells g to accept, if it has waited for what comes with the connections of another one, or would go on to.
+func (s *Supervisor) letIn(g *generation) {
+	if !s.moves(g) {
+		return
+	}
+	if err := g.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil && !g.hasEnded() {
+		s.logf("generation %d: %v", g.number, err)
+	}
+}
+
+// giving is in which mode the serving generation gives its connections away; "" if it does not.
+func (s *Supervisor) giving(u *upgrade) (mode string, err error) {
+	if err := s.moving.take(u.ctx); err != nil {
+		return "", err
+	}
+	defer s.moving.give()
+	var old *generation
+	s.do(func() { old = s.serving })
+	if old == nil || !s.moves(old) {
+		return "", nil
+	}
+	return cmp.Or(old.line.hello.Mode, "rolling"), nil
 }
 
 // canMove tells whether connections can go from one generation to another, and if not why, where that is worth a word: it is not where
@@ -146,10 +176,11 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 		return
 	}
 	s.at("hand back")
-	if err := old.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil {
+	if err := old.line.Send(control.Message{Type: control.Proceed, Takes: true}, nil, sendTimeout); err != nil {
 		s.logf("generation %d: %v", old.number, err)
 		return
 	}
+	defer s.letIn(old)
 	select {
 	case <-g.group.Done():
 		return
