@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -281,6 +282,23 @@ func controlName(generation int) string { return fmt.Sprintf("control.%d", gener
 // keep puts a descriptor into the fd store, unkeep takes it out. That it fails is no reason to stop: only a crash would miss it.
 func (s *Supervisor) keep(name string, f syscall.Conn) {
 	if err := (systemd.FDStore{}).Put(name, f); err != nil {
+		s.logf("%v", err)
+	}
+}
+
+// unkeepClosed waits until systemd has closed what was closed here: only then clients are refused, and the address is free.
+func (s *Supervisor) unkeepClosed() {
+	s.unkeepMu.Lock()
+	defer s.unkeepMu.Unlock()
+	var names []string
+	s.do(func() { names, s.closed = s.closed, nil })
+	if len(names) == 0 {
+		return
+	}
+	s.unkeep(names...)
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	if err := s.notify.Barrier(ctx); err != nil {
 		s.logf("%v", err)
 	}
 }

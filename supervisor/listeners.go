@@ -41,6 +41,7 @@ func newListenerSet(runDir string, passed []*os.File, closed func(*socket)) *lis
 // here and not on the loop, since that may ask the network for a name. Each gets one more user; on an error nothing has
 // changed. The caller owns s.busy, or nobody can have it yet.
 func (s *Supervisor) lend(ls []release.Listener) ([]*socket, error) {
+	s.unkeepClosed()
 	var lent []*socket
 	var err error
 	s.do(func() { lent, err = s.listeners.find(ls) })

@@ -74,6 +74,7 @@ func (s *Supervisor) stopNow(req api.StopRequest) error {
 		s.listeners.release(s.held)
 		s.held = nil
 	})
+	s.unkeepClosed()
 	s.emit(api.Event{Type: api.EventService, Text: "stopped by " + req.By})
 	return nil
 }

@@ -54,7 +54,8 @@ type Supervisor struct {
 	legacy   legacy            // what an earlier supervisor left, until Run has settled it
 	moving   turn              // who has it may move connections
 
-	stateMu sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
+	unkeepMu sync.Mutex // held while systemd closes listeners, so that an address is free afterwards
+	stateMu  sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
 
 	calls   chan func()
 	stopped chan struct{}   // closed when the loop has ended
@@ -77,6 +78,7 @@ type Supervisor struct {
 	stopping      *stopping       // an operator's stop under way
 	pruning       <-chan struct{} // closed when old releases have been removed; nil: nobody removes any
 	keeper        keeper
+	closed        []string // listeners that systemd still keeps
 	startFailure  string   // why the last start failed; empty since something serves
 	recorded      []byte   // the ledger as it was written last
 	recordFailure string   // why it could not be, the last time
@@ -112,6 +114,8 @@ func New(opt Options) (_ *Supervisor, err error) {
 	}
 	s.listeners = newListenerSet(opt.Config.RunDir, opt.Sockets, func(k *socket) {
 		s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("closed listener %s (%s)", k.as.Name, k.Addr)})
+		s.closed = append(s.closed, listenerName(k.id))
+		s.background(s.unkeepClosed)
 	})
 	if s.state, err = st.LoadState(); err != nil {
 		return nil, err
