@@ -30,9 +30,8 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 		g.giveUp(list)
 		return
 	}
-	for _, c := range list {
-		g.begin(limited, c, false)
-	}
+	g.begin(list, false)
+	g.finish(limited)
 	if g.await(ctx, g.allJudgedLocked) != nil || g.why() != ReasonLate {
 		g.withdraw(g.why())
 	}
@@ -43,7 +42,7 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 }
 
 func (g *giver) allJudgedLocked() bool {
-	return g.broken != "" || len(g.sealing) == 0 && g.unjudged == 0 && g.open == len(g.pending)
+	return g.broken != "" || len(g.sealing) == 0 && g.unjudged == 0 && g.open == g.pending.n
 }
 
 func (g *giver) giveUp(list []*conn) {
@@ -107,17 +106,17 @@ func (g *giver) changeSides() {
 	g.mu.Lock()
 	var list []uint32
 	refused := map[*sealedConn]Reason{}
-	for n, s := range g.pending {
+	for n, s := range g.pending.all() {
 		if s.refused != "" {
 			refused[s] = s.refused
 			g.tally.refused++
-			delete(g.pending, n)
+			g.pending.remove(n)
 		} else {
 			list = append(list, n)
 		}
 	}
 	g.mu.Unlock()
-	g.confirm(list, nil)
+	g.confirm(list, true)
 	for s, why := range refused {
 		g.back(s, why)
 	}

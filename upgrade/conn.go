@@ -43,15 +43,16 @@ type conn struct {
 
 	mu       sync.Mutex
 	state    state
-	inRead   bool // a Read is in the socket
 	inWrite  bool
-	waking   bool // the read deadline is ours, to wake it
+	waking   bool // the read deadline is ours, to wake a Read
+	unarmed  bool // the read deadline is ours, and no Read is in the socket
 	stopping bool // the write deadline is ours
 	flushing bool // a goroutine writes the tail
 	parking  bool // Read shall wait between messages
 	parked   bool // and does
 	ending   bool // closed by the app, while bytes are still unsent
 
+	inRead  int32   // a Read is in the socket, with room for so many bytes (or more than wholeRead)
 	readBy  instant // as the app wants it
 	writeBy instant
 	changed chan struct{} // closed when something changed that somebody waits for
@@ -64,7 +65,6 @@ type conn struct {
 	offer   *offer
 	session *session
 	resumed bool
-	arrived bool // adopted, and its app has come to a Read after its answer
 }
 
 func newConn(sock socket, l *listener) *conn {
@@ -135,6 +135,7 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 	}
 	c.readBy = instantOf(t)
 	if c.state == running && !c.waking && !c.parked {
+		c.unarmed = false
 		return c.armLocked()
 	}
 	c.notifyLocked()
@@ -201,6 +202,7 @@ func (c *conn) Close() error {
 		return nil
 	case answered:
 		c.ending = true // it is not ours to close yet
+		c.settledLocked()
 		c.notifyLocked()
 		return nil
 	case closed:

@@ -46,7 +46,7 @@ func runApp(p Protocol, serve func(net.Listener)) {
 		io.Copy(io.Discard, os.Stdin)
 		os.Exit(3)
 	}()
-	defer profiled()()
+	profile()
 	up, err := New(Options{States: []uint32{1}, Mode: Mode(os.Getenv("UPGRADE_TEST_MODE")), Log: log.Printf})
 	if err != nil {
 		log.Fatal(err)

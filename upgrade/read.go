@@ -52,10 +52,7 @@ func (c *conn) gateLocked(size int) (wait bool, err error) {
 		if c.ending {
 			return false, opError("read", c.sock, net.ErrClosed)
 		}
-		if !c.arrived {
-			c.arrived = true
-			c.notifyLocked()
-		}
+		c.settledLocked()
 		return true, c.waitLocked()
 	case refused:
 		return false, io.EOF
@@ -92,7 +89,7 @@ func (c *conn) pauseLocked(size int) (wait bool, err error) {
 	c.notifyLocked()
 	c.awaitLocked(0) // a pause is not the client's fault: the app's deadlines rest
 	c.parked = false
-	c.armLocked()
+	c.unarmed = true
 	return true, nil
 }
 
@@ -203,27 +200,33 @@ func (c *conn) fetchLocked() error {
 
 // receiveLocked is one read from the socket, without the lock. Woken by us it returns nothing.
 func (c *conn) receiveLocked(p []byte) (int, error) {
-	c.inRead = true
+	if c.unarmed {
+		c.unarmed = false
+		c.armLocked()
+	}
+	c.inRead = int32(min(len(p), wholeRead))
 	c.mu.Unlock()
 	n, err := c.sock.Read(p)
 	c.mu.Lock()
-	c.inRead = false
+	c.inRead = 0
 	if n > 0 && c.idle != nil {
 		c.askedLocked()
 	}
 	if c.waking {
-		c.waking = false
-		c.armLocked()
+		c.waking, c.unarmed = false, true // it moves, most likely, and needs no deadline any more
 		if n == 0 && isTimeout(err) {
 			err = nil
 		}
+	}
+	if n == 0 && c.parking {
+		err = nil // what ends the connection can wait as long as it is parked
 	}
 	return n, err
 }
 
 // arrivedLocked decides what of b, which is in the app's buffer, is delivered: the rest is kept here.
 func (c *conn) arrivedLocked(b []byte) int {
-	if len(c.in.ahead()) > 0 { // a held head goes on
+	if len(c.in.ahead()) > 0 || c.parking { // a held head goes on; or nothing does
 		c.in.add(b)
 		return 0
 	}
@@ -257,7 +260,7 @@ func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 // pokeLocked makes a blocked Read look at the state again.
 func (c *conn) pokeLocked() {
 	c.notifyLocked()
-	if c.inRead && !c.waking {
+	if c.inRead > 0 && !c.waking {
 		c.waking = true
 		c.sock.SetReadDeadline(past)
 	}
