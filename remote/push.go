@@ -93,7 +93,14 @@ func (d *Deployment) Push(ctx context.Context, rel *release.Packed) (Result, err
 	if err != nil {
 		return Result{Transfer: t}, d.unchanged(ctx, err)
 	}
-	res, err := d.upgrade(ctx, st, api.UpgradeRequest{Kind: api.KindPush, Version: ref.Version, Digest: ref.Digest})
+	req := api.UpgradeRequest{Kind: api.KindPush, Version: ref.Version, Digest: ref.Digest}
+	res, err := d.upgrade(ctx, st, req)
+	if errors.Is(err, api.ErrNotFound) && ctx.Err() == nil { // it was there from a push that failed, and has just gone
+		if t, err = d.send(ctx, rel); err != nil {
+			return Result{Transfer: t}, d.unchanged(ctx, err)
+		}
+		res, err = d.upgrade(ctx, st, req)
+	}
 	res.Transfer = t
 	return res, err
 }

@@ -22,6 +22,7 @@ type upgrade struct {
 	number int           // of the generation that it starts; likewise
 	failed time.Time     // when it failed, if it did; likewise
 	gave   *generation   // who gave its connections to the new one; likewise
+	moves  bool          // it has the turn to move connections; likewise
 
 	// owned by the loop
 	record    api.Upgrade

@@ -146,9 +146,7 @@ func (s *Supervisor) prune(g *generation) {
 			inUse[r.Digest] = true
 		}
 	}
-	done := make(chan struct{})
-	s.pruning = done
-	s.background(func() {
+	s.alone(func() {
 		removed, err := s.store.Prune(s.ctx, g.rel.Manifest.Spec.Releases.Keep, func(digest string) bool { return inUse[digest] })
 		if err != nil && s.ctx.Err() == nil {
 			s.logf("prune old releases: %v", err)
@@ -156,7 +154,27 @@ func (s *Supervisor) prune(g *generation) {
 		for _, v := range removed {
 			s.logf("removed old release %s", v)
 		}
-		s.do(func() { s.pruning = nil })
-		close(done)
 	})
+}
+
+// alone runs f in the background; until it has ended no operator's upgrade begins, and no other f. On the loop.
+func (s *Supervisor) alone(f func()) <-chan struct{} {
+	before, done := s.pruning, make(chan struct{})
+	s.pruning = done
+	started := s.background(func() {
+		defer close(done)
+		if before != nil {
+			<-before
+		}
+		f()
+		s.do(func() {
+			if s.pruning == done {
+				s.pruning = nil
+			}
+		})
+	})
+	if !started {
+		close(done)
+	}
+	return done
 }

@@ -132,14 +132,20 @@ func (s *Supervisor) drainers() (n int) {
 	return n
 }
 
-// closeRest closes g's connections spread over a time, since a reconnect storm is an outage too, and ends it if it has not ended by
+// closeRest moves what can move of g's connections, closes the others spread over a time, since a reconnect storm is an outage too, and ends it if it has not ended by
 // itself after the grace. An operator who retires it at once need not wait for that.
 func (s *Supervisor) closeRest(g *generation, spread, grace time.Duration, why string) {
 	s.do(func() { g.state = api.GenStopping })
-	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number,
-		Text: fmt.Sprintf("generation %d (%s) %s: closing its connections over %s", g.number, g.rel.Version, why, spread)})
-	if s.closeConnections(g, spread) {
-		s.closeConnections(g, 0)
+	s.moveRest(g, spread == 0)
+	if n, err := g.connections(); err != nil || n > 0 {
+		s.emit(api.Event{Type: api.EventGeneration, Generation: g.number,
+			Text: fmt.Sprintf("generation %d (%s) %s: closing its connections over %s", g.number, g.rel.Version, why, spread)})
+		if s.closeConnections(g, spread) {
+			s.closeConnections(g, 0)
+		}
+	} else {
+		s.emit(api.Event{Type: api.EventGeneration, Generation: g.number,
+			Text: fmt.Sprintf("generation %d (%s) %s: it has no connections left", g.number, g.rel.Version, why)})
 	}
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
@@ -168,7 +174,7 @@ func (s *Supervisor) closeConnections(g *generation, spread time.Duration) (hurr
 	closed := make(chan struct{})
 	s.background(func() {
 		defer close(closed)
-		n, err := sockets.CloseConnections(ctx, g.group.Pids(), g.listening(), spread)
+		n, err := sockets.CloseConnections(ctx, g.group.Pids(), s.othersThan(g), g.listening(), spread)
 		if err != nil && ctx.Err() == nil {
 			s.logf("generation %d: closed %d connections one by one, the rest ends with it: %v", g.number, n, err)
 		}
@@ -187,6 +193,24 @@ func (s *Supervisor) closeConnections(g *generation, spread time.Duration) (hurr
 				cancel()
 			}
 		}
+	}
+}
+
+// othersThan returns a function that tells the processes of all generations but g: a connection that one of them has is not g's to end.
+func (s *Supervisor) othersThan(g *generation) func() []int {
+	return func() (pids []int) {
+		var others []*generation
+		s.do(func() {
+			for _, o := range s.gens {
+				if o != g {
+					others = append(others, o)
+				}
+			}
+		})
+		for _, o := range others {
+			pids = append(pids, o.group.Pids()...)
+		}
+		return pids
 	}
 }
 

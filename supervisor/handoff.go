@@ -1,11 +1,13 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
@@ -16,11 +18,43 @@ import (
 // take, and waits for the result. What is moved, and how, is theirs (upgrade/PROTOCOL.md). A generation that never said hello keeps
 // its connections.
 
-// handoffTimeout is how long a generation usually may take to give everything away; sendTimeout, to make room for a message.
+// handoffTimeout is how long a generation usually may take to give everything away; callOffTimeout, to say what it has given when it
+// is told to stop that; sendTimeout, to make room for a message.
 const (
 	handoffTimeout = 30 * time.Second
+	callOffTimeout = 5 * time.Second
 	sendTimeout    = time.Second
 )
+
+// turn is held while connections move, and by an upgrade until its outcome is known: whoever else wants to move some waits.
+type turn chan struct{}
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// has takes the turn if it can be had before either ends. Where it is free it is had in any case.
+func (t turn) has(ctx context.Context, gone <-chan struct{}) bool {
+	select {
+	case t <- struct{}{}:
+		return true
+	default:
+	}
+	select {
+	case t <- struct{}{}:
+		return true
+	case <-ctx.Done():
+	case <-gone:
+	}
+	return false
+}
+
+func (t turn) give() { <-t }
 
 // line is one generation's control channel. Only the goroutine of the upgrade in flight reads it.
 type line struct {
@@ -46,22 +80,47 @@ func (g *generation) moves() bool {
 	return g.line.hello != nil
 }
 
-// handoff moves the serving generation's connections to g, if both can. From then on only g accepts, until [Supervisor.handBack].
+// handoff moves the serving generation's connections to g, if both can. From then on only g accepts, until [Supervisor.handBack]. The turn
+// to move is u's until the end.
 func (s *Supervisor) handoff(u *upgrade, g *generation) error {
+	if err := s.moving.take(u.ctx); err != nil {
+		return err
+	}
+	u.moves = true
 	var old *generation
 	s.do(func() { old = s.serving })
-	if old == nil || !old.moves() || !g.moves() {
+	if old == nil {
 		return nil
 	}
-	if !shareProtocol(old, g) {
-		s.logf("generations %d and %d have no version of the handoff protocol in common: connections stay", old.number, g.number)
+	if can, why := canMove(old, g); !can {
+		s.do(func() { u.text = why })
 		return nil
 	}
 	s.phase(u, api.PhaseHandoff)
 	u.gave = old
-	h, err := s.move(old, g, g)
-	s.do(func() { u.record.Handoff, u.text = h, handoffText(h) })
+	h, err := s.move(u.ctx, old, g, g)
+	s.do(func() { u.record.Handoff, u.text = h, movedText(h, old, g) })
+	if err == nil && u.ctx.Err() != nil {
+		err = context.Cause(u.ctx)
+	}
 	return err
+}
+
+// canMove tells whether connections can go from one generation to another, and if not why, where that is worth a word: it is not where
+// neither knows of moving.
+func canMove(from, to *generation) (can bool, why string) {
+	gives, takes := from.moves(), to.moves()
+	switch {
+	case gives && !takes:
+		why = to.rel.Version + " takes no connections"
+	case !gives && takes:
+		why = from.rel.Version + " gives no connections away"
+	case gives && !shareProtocol(from, to):
+		why = fmt.Sprintf("%s and %s have no version of the handoff protocol in common", from.rel.Version, to.rel.Version)
+	default:
+		return gives, ""
+	}
+	return false, fmt.Sprintf("%s: those of generation %d stay there and finish", why, from.number)
 }
 
 func shareProtocol(a, b *generation) bool {
@@ -85,24 +144,56 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 		return
 	default:
 	}
+	if h := u.record.Handoff; h.Moved == 0 && len(h.Kept) == 0 && h.Error != "" {
+		return // the two have not even greeted each other; what the new one has accepted it sees off by itself
+	}
 	began := time.Now()
-	h, err := s.move(g, old, g)
+	h, err := s.move(context.WithoutCancel(u.ctx), g, old, g)
 	if err != nil {
 		s.logf("hand back: %v", err)
 	}
 	s.do(func() {
 		u.record.HandedBack = h
-		u.back = &api.PhaseTime{Phase: api.PhaseBack, Took: time.Since(began), Text: handoffText(h)}
+		u.back = &api.PhaseTime{Phase: api.PhaseBack, Took: time.Since(began), Text: movedText(h, g, old)}
 	})
+}
+
+// moveRest lets g, whose connections are about to be closed, give what it still has to the generation that serves, if both can: a release that could
+// not have it may have been followed by one that can. Where an upgrade is in flight its end is waited for, unless an operator cannot wait.
+func (s *Supervisor) moveRest(g *generation, hurry bool) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	if hurry {
+		cancel()
+	}
+	if !s.moving.has(ctx, g.gone) {
+		return
+	}
+	defer s.moving.give()
+	var to *generation
+	s.do(func() { to = s.serving })
+	if to == nil || to == g || g.hasEnded() {
+		return
+	}
+	if can, _ := canMove(g, to); !can {
+		return
+	}
+	if _, err := s.move(s.ctx, g, to, g); err != nil {
+		s.logf("%v", err)
+	}
+	// From here on it keeps what it has, or a connection could be closed that is just on its way.
+	if err := g.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil && !g.hasEnded() {
+		s.logf("generation %d: %v", g.number, err)
+	}
 }
 
 // move lets one generation give everything to another and returns what came of it. If one of the two hangs it is the newer one that is
 // killed, whichever that is here: with it gone the older one has, or will have, what was not confirmed. With an error the newer
-// one is not fit to serve.
-func (s *Supervisor) move(from, to, newer *generation) (*api.Handoff, error) {
+// one is not fit to serve. When ctx ends what has not moved stays, and that is no error. The caller has the turn to move.
+func (s *Supervisor) move(ctx context.Context, from, to, newer *generation) (*api.Handoff, error) {
 	began := time.Now()
 	h := &api.Handoff{From: from.number, To: to.number}
-	answer, err := s.order(from, to)
+	answer, err := s.order(ctx, from, to)
 	h.Took = time.Since(began)
 	switch {
 	case err == nil && !answer.PeerHangs:
@@ -129,15 +220,15 @@ func (s *Supervisor) move(from, to, newer *generation) (*api.Handoff, error) {
 		s.longestPause = h.LongestPause
 	})
 	s.emit(api.Event{Type: api.EventGeneration, Generation: from.number,
-		Text: fmt.Sprintf("generation %d (%s) handed its connections to generation %d (%s): %s", from.number, from.rel.Version, to.number, to.rel.Version, handoffText(h))})
+		Text: fmt.Sprintf("generation %d (%s) handed its connections to generation %d (%s): %s", from.number, from.rel.Version, to.number, to.rel.Version, movedText(h, from, to))})
 	return h, err
 }
 
 // errNoAnswer is about a giver that was told to give.
 var errNoAnswer = errors.New("it does not say what it gave")
 
-// order sends give and take, and waits for the giver's answer.
-func (s *Supervisor) order(from, to *generation) (control.Message, error) {
+// order sends give and take, and waits for the giver's answer. When ctx ends it tells the giver to stop, and still waits for what it has given.
+func (s *Supervisor) order(ctx context.Context, from, to *generation) (control.Message, error) {
 	gives, takes, err := control.HandoffPair()
 	if err != nil {
 		return control.Message{}, err
@@ -155,21 +246,54 @@ func (s *Supervisor) order(from, to *generation) (control.Message, error) {
 		return m, err
 	}
 	gives.Close()
-	for by := time.Now().Add(s.handoffWithin); ; {
-		m, f, err := from.line.ReceiveBy(by)
+	by := time.Now().Add(s.handoffWithin)
+	calledOff := make(chan struct{})
+	defer context.AfterFunc(ctx, func() {
+		defer close(calledOff)
+		if err := from.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil {
+			s.logf("generation %d: %v", from.number, err)
+		}
+	})()
+	m, err = from.line.given(id, by, calledOff)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("%w: %w", errNoAnswer, err)
+	}
+	return m, err
+}
+
+// given waits for the answer to a give; not for long any more when hurry is closed.
+func (l *line) given(id int, by time.Time, hurry <-chan struct{}) (control.Message, error) {
+	var waker sync.WaitGroup
+	ended := make(chan struct{})
+	waker.Go(func() {
+		select {
+		case <-hurry:
+			l.Wake()
+		case <-ended:
+		}
+	})
+	defer waker.Wait()
+	defer close(ended)
+	for woken := false; ; {
+		m, f, err := l.ReceiveBy(by)
 		if f != nil {
 			f.Close()
 		}
-		if errors.Is(err, control.ErrMessage) {
-			continue
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = fmt.Errorf("%w: %w", errNoAnswer, err)
-		}
-		if err != nil || m.Type == control.Given && m.ID == id {
+		switch {
+		case errors.Is(err, control.ErrMessage):
+		case errors.Is(err, os.ErrDeadlineExceeded) && !woken && time.Now().Before(by):
+			by, woken = earlier(by, time.Now().Add(callOffTimeout)), true
+		case err != nil, m.Type == control.Given && m.ID == id:
 			return m, err
 		}
 	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // fill takes over what an app says of itself, within limits.
@@ -200,31 +324,19 @@ func clip(s string) string {
 	return s[:min(len(s), maxReason)]
 }
 
-// handoffText is what came of a handoff, in a line.
-func handoffText(h *api.Handoff) string {
-	text := fmt.Sprintf("moved %d", h.Moved)
-	kept := 0
-	var reasons []string
-	for why, n := range h.Kept {
-		kept += n
-		reasons = append(reasons, fmt.Sprintf("%s %d", why, n))
-	}
-	slices.Sort(reasons)
-	if kept > 0 {
-		text += fmt.Sprintf(", kept %d (%s)", kept, strings.Join(reasons, ", "))
-	}
-	if h.Moved > 0 {
-		text += fmt.Sprintf(", longest pause %s", roundPause(h.LongestPause))
-	}
-	if h.Error != "" {
-		text += ": " + h.Error
+// reasonVersion is how the SDK calls it that the taker cannot read the state of a connection. It finds out before it disturbs any.
+const reasonVersion = "state version"
+
+// movedText is what came of a handoff, in a line, with words for what somebody can do something about.
+func movedText(h *api.Handoff, from, to *generation) string {
+	text := h.Text()
+	if n := h.Kept[reasonVersion]; n > 0 {
+		reads := "no state"
+		if states := to.line.hello.States; len(states) > 0 {
+			reads = "state version " + strings.Trim(fmt.Sprint(states[:min(len(states), maxReasons)]), "[]")
+		}
+		text += fmt.Sprintf("; %s cannot read the state of %s that %s has saved (it reads %s): it finishes in generation %d",
+			to.rel.Version, plural(n, "connection"), from.rel.Version, reads, from.number)
 	}
 	return text
-}
-
-func roundPause(d time.Duration) time.Duration {
-	if d < 10*time.Millisecond {
-		return d.Round(100 * time.Microsecond)
-	}
-	return d.Round(time.Millisecond)
 }

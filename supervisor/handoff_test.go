@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,7 +50,7 @@ func allMoved(t *testing.T, h *api.Handoff, websockets int) {
 			t.Errorf("connections stayed: %+v", h)
 		}
 	}
-	t.Logf("%s in %s", handoffText(h), h.Took)
+	t.Logf("%s in %s", h.Text(), h.Took)
 }
 
 // onVersion checks by whom every WebSocket was answered last.
@@ -76,6 +77,7 @@ func TestHandoff_UnderLoad_NobodyNotices(t *testing.T) {
 			}
 			u := r.upgrade(api.KindRollback, "")
 			allMoved(t, u.Handoff, 200)
+			r.awaitEvent(4, "exited with status 0")
 			if !strings.Contains(r.metrics(), "hotdeploy_connections_moved_total") {
 				t.Error("no metric tells of it")
 			}
@@ -103,6 +105,7 @@ func TestHandoff_UnhealthyInTheSoak_TheyComeBack(t *testing.T) {
 	}
 	allMoved(t, u.Handoff, 100)
 	allMoved(t, u.HandedBack, 100)
+	r.awaitEvent(2, "exited with status 0") // at once: nothing is left there
 	if got := r.version(); got != "1" {
 		t.Errorf("new clients get %s", got)
 	}
@@ -194,7 +197,108 @@ func TestHandoff_StateThatNobodyReads_Stays(t *testing.T) {
 	if u.Handoff == nil || u.Handoff.Moved != 0 || u.Handoff.Kept["state version"] != 20 {
 		t.Errorf("%+v", u.Handoff)
 	}
+	if words := phaseText(u, api.PhaseHandoff); !strings.Contains(words, "2 cannot read the state of 20 connections that 1 has saved (it reads state version 2") ||
+		!strings.Contains(words, "finishes in generation 1") {
+		t.Errorf("the push says %q", words)
+	}
 	onVersion(t, stopLoad(t, l), "1")
+}
+
+func phaseText(u api.Upgrade, phase string) string {
+	for _, p := range u.Phases {
+		if p.Phase == phase {
+			return p.Text
+		}
+	}
+	return ""
+}
+
+// A generation whose connections the next release could not have gives them to a later one that can, before anything of it is closed.
+func TestRetire_MovesWhatCan_AndClosesNothing(t *testing.T) {
+	r := newLiveRig(t)
+	r.push("1")
+	l := startMoving(t, r, 50, 20)
+	r.push("2", env("WSLIVE_STATE", "2"))
+	if u := r.upgrade(api.KindRollback, ""); u.Outcome != api.Done {
+		t.Fatalf("%s: %+v", u.Outcome, u.Error)
+	}
+	beat(t, r, l)
+	if err := r.client.Retire(r.ctx(), 1, false); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitEvent(1, "handed its connections to generation 3 (1): moved 50")
+	r.awaitEvent(1, "exited with status 0")
+	beat(t, r, l)
+	report := stopLoad(t, l)
+	onVersion(t, report, "1")
+	if report.Changed != 50 {
+		t.Errorf("%d of 50 changed process", report.Changed)
+	}
+	if log := r.log.String(); strings.Contains(log, "closing its connections") || strings.Contains(log, "killing") {
+		t.Error("something was closed")
+	}
+}
+
+func TestHandoff_Cancelled_TakesEffectAtOnce(t *testing.T) {
+	for _, mode := range []string{"rolling", "barrier"} {
+		t.Run(mode, func(t *testing.T) {
+			r := emptyRig(t)
+			r.app = apps.BuildFailing(t, "wslive")
+			r.adapt = func(s *Supervisor) { s.handoffWithin = 10 * time.Minute } // longer than any test waits
+			r.start()
+			r.push("1", env("WSLIVE_MODE", mode))
+			l := startMoving(t, r, 50, 0)
+			r.install("2", env("UPGRADE_FAILPOINT", "take.greet=stop", "WSLIVE_MODE", mode))
+			u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "tester"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.await(func(e api.Event) bool {
+				return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseHandoff
+			})
+			if u, err = r.client.Cancel(r.ctx(), u.ID); err != nil {
+				t.Fatal(err)
+			}
+			if u.Outcome != api.RolledBack || !errors.Is(u.Error, api.ErrCancelled) || u.Phase != api.PhaseHandoff {
+				t.Errorf("%s: %+v", u.Outcome, u.Error)
+			}
+			t.Logf("%s; %+v", u.Error.Message, u.Handoff)
+			beat(t, r, l)
+			onVersion(t, stopLoad(t, l), "1")
+		})
+	}
+}
+
+// Cancelled in the middle: what has moved comes back, what waits stays, and nobody notices.
+func TestHandoff_CancelledWhileTheyMove_TheyComeBack(t *testing.T) {
+	for _, mode := range []string{"rolling", "barrier"} {
+		t.Run(mode, func(t *testing.T) {
+			r := newLiveRig(t)
+			r.push("1", env("WSLIVE_MODE", mode))
+			l := startMoving(t, r, 200, 50)
+			for i := range 10 { // at another instant each time
+				v := strconv.Itoa(i + 2)
+				r.install(v, env("WSLIVE_MODE", mode), func(s *release.Spec) { s.Soak.Duration = release.Duration(time.Minute) })
+				u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: v, By: "tester"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.await(func(e api.Event) bool {
+					return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseHandoff
+				})
+				<-time.After(time.Duration(i) * 3 * time.Millisecond)
+				if u, err = r.client.Cancel(r.ctx(), u.ID); err != nil {
+					t.Fatal(err)
+				}
+				if u.Outcome != api.RolledBack || !errors.Is(u.Error, api.ErrCancelled) {
+					t.Errorf("%s: %+v", u.Outcome, u.Error)
+				}
+				t.Logf("%s: %s; back: %+v", u.Error.Message, u.Handoff.Text(), u.HandedBack)
+				beat(t, r, l)
+			}
+			onVersion(t, stopLoad(t, l), "1")
+		})
+	}
 }
 
 func TestHandoff_Refused_ComesBack(t *testing.T) {

@@ -151,7 +151,8 @@ func (r *rig) install(version string, changes ...change) {
 	}
 }
 
-func (r *rig) tryInstall(version string, changes ...change) error {
+// pack makes a release.
+func (r *rig) pack(version string, changes ...change) (*release.Packed, error) {
 	r.t.Helper()
 	src := filepath.Join(r.dir, "src-"+version)
 	if r.app == "" {
@@ -166,7 +167,12 @@ func (r *rig) tryInstall(version string, changes ...change) error {
 	for _, c := range changes {
 		c(&spec)
 	}
-	packed, err := release.Pack(r.ctx(), release.PackOptions{Dir: src, Service: "echo", Version: version, Files: []string{"**"}, Spec: spec})
+	return release.Pack(r.ctx(), release.PackOptions{Dir: src, Service: "echo", Version: version, Files: []string{"**"}, Spec: spec})
+}
+
+func (r *rig) tryInstall(version string, changes ...change) error {
+	r.t.Helper()
+	packed, err := r.pack(version, changes...)
 	if err != nil {
 		return err
 	}

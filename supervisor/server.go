@@ -307,6 +307,19 @@ func (s *Supervisor) planUpload(_ http.ResponseWriter, r *http.Request) (any, er
 	}
 	facts := s.facts()
 	facts.SameUser = r.Context().Value(peerUID{}) == os.Getuid()
+	plan, err := s.store.Plan(r.Context(), manifest, facts)
+	if !errors.Is(err, api.ErrConflict) {
+		return plan, err
+	}
+	m, decodeErr := release.Decode(manifest)
+	if decodeErr != nil {
+		return nil, err
+	}
+	if busy := s.makeWay(r.Context(), m.Version); busy == api.ErrConflict {
+		return nil, err
+	} else if busy != nil {
+		return nil, busy
+	}
 	return s.store.Plan(r.Context(), manifest, facts)
 }
 
@@ -316,6 +329,7 @@ func (s *Supervisor) facts() store.Facts {
 }
 
 func (s *Supervisor) completeUpload(_ http.ResponseWriter, r *http.Request) (any, error) {
+	s.arrives(r.PathValue("digest"))
 	return s.store.Complete(r.Context(), r.PathValue("digest"))
 }
 

@@ -48,6 +48,7 @@ type Supervisor struct {
 	sample   time.Duration     // usualSample
 	step     func(name string) // an instruction at which tests interfere; it does nothing
 	large    chan struct{}     // one for each request that may be a large one
+	moving   turn              // who has it may move connections
 
 	stateMu sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
 
@@ -70,7 +71,7 @@ type Supervisor struct {
 	busy         *upgrade  // in flight
 	last         *api.Upgrade
 	stopping     *stopping       // an operator's stop under way
-	pruning      <-chan struct{} // closed when old releases have been removed; nil: nobody removes any
+	pruning      <-chan struct{} // closed when releases have been removed; nil: nobody removes any
 	keeper       keeper
 	startFailure string         // why the last start failed; empty since something serves
 	launching    bool           // a process is being started and not registered yet
@@ -99,7 +100,7 @@ func New(opt Options) (_ *Supervisor, err error) {
 	st.Warn = func(err error) { opt.Log.Print(err) }
 	s := &Supervisor{
 		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(), printed: newPrinted(),
-		patience: usualPatience, sample: usualSample, handoffWithin: handoffTimeout, step: func(string) {}, large: make(chan struct{}, maxLarge),
+		patience: usualPatience, sample: usualSample, handoffWithin: handoffTimeout, step: func(string) {}, large: make(chan struct{}, maxLarge), moving: make(turn, 1),
 		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{}, kept: map[string]int{},
 		keeper: keeper{policy: defaultRestart()},
 	}
@@ -144,6 +145,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		s.teller.run(loopCtx.Done(), s.logf)
 	}()
 	s.recoverUpgrade()
+	s.withdrawLeftovers()
 	s.bindCommitted()
 	server := s.serveControl(control)
 	st := s.status()
@@ -195,12 +197,13 @@ func (s *Supervisor) do(f func()) {
 
 // background starts f, which must end soon after s.ctx does or when what it watches has ended. When Run already waits for the
 // last ones nothing is started any more: nobody would wait for it.
-func (s *Supervisor) background(f func()) {
+func (s *Supervisor) background(f func()) (started bool) {
 	s.wgMu.Lock()
 	defer s.wgMu.Unlock()
 	if !s.ending {
 		s.wg.Go(f)
 	}
+	return !s.ending
 }
 
 // enter is for what is called from outside, and tells whether that may still begin; wg.Done goes with it.

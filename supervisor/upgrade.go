@@ -23,6 +23,12 @@ func (s *Supervisor) perform(u *upgrade, rel *store.Release) {
 		s.handBack(u, g)
 		s.takeBack(g)
 	}
+	if u.moves {
+		s.moving.give()
+	}
+	if err != nil {
+		s.forget(u, g)
+	}
 	s.conclude(u, g, err)
 }
 
@@ -129,6 +135,7 @@ func (s *Supervisor) writeCommit(u *upgrade, to release.Ref) error {
 	previous, record := s.previousOf(u, to), s.copyOf(u)
 	return s.changeState(func(st *store.State) {
 		st.Committed, st.Previous, st.Stopped = &to, previous, nil
+		st.Settle(to.Digest)
 		st.Upgrade = record // in phase commit: this is how a power cut tells that it was done
 	})
 }

@@ -4,7 +4,7 @@
 need=
 want() { command -v "$1" >/dev/null 2>&1 || need="$need $2"; } # $1: program, $2: Debian package
 want gcc gcc; want ssh openssh-client; want ip iproute2; want python3 python3; want node nodejs; want ps procps
-want git git; want nsenter util-linux; want systemctl systemd; want dbus-daemon dbus; want rsync rsync
+want chromium chromium; want git git; want nsenter util-linux; want systemctl systemd; want dbus-daemon dbus; want rsync rsync
 [ -e /usr/include/stdlib.h ] || need="$need libc6-dev"
 [ -n "$need" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

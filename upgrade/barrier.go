@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -14,6 +15,13 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 	limited, cancel := context.WithTimeout(ctx, g.hooks.Patience)
 	defer cancel()
 	list := g.untried(ls)
+	if v := g.hooks.Freezes; v != 0 && !slices.Contains(g.peer.States, v) {
+		g.hooks.Log("handoff: the next release cannot read version %d of the shared state: the connections stay", v)
+		g.mu.Lock()
+		g.tally.kept[ReasonVersion] += len(list)
+		g.mu.Unlock()
+		return
+	}
 	for _, c := range list {
 		c.park()
 	}

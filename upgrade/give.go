@@ -117,11 +117,18 @@ func (g *giver) all(ctx context.Context, ls []*listener) {
 	} else {
 		g.rolling(ctx, ls)
 	}
-	if g.await(ctx, func() bool { return g.open == 0 }) != nil {
+	settled := func() bool { return g.open == 0 }
+	if g.await(ctx, settled) != nil {
 		g.recall()
 		g.withdraw(ReasonLate)
+		brief, cancel := context.WithTimeout(context.WithoutCancel(ctx), backTime)
+		defer cancel()
+		g.await(brief, settled)
 	}
 }
+
+// backTime is how long the report waits for what is on its way back: they shall be counted.
+const backTime = 100 * time.Millisecond
 
 // rolling tries each connection once. Rounds, since one may have been accepted while the last began.
 func (g *giver) rolling(ctx context.Context, ls []*listener) {

@@ -52,6 +52,7 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 		t.listeners[l.name] = l
 	}
 	defer ch.close()
+	failpoint("take.greet")
 	peer, err := ch.greet(own, by)
 	if err != nil {
 		return t, err

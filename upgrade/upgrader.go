@@ -39,6 +39,8 @@ type Options struct {
 	OnPark func(context.Context) error
 	// OnFreeze returns what the app knows beyond single connections, and its version.
 	OnFreeze func(context.Context) (version uint32, state []byte, err error)
+	// Freezes is that version, if it is always the same: then a release that does not list it is found out before anything stands still.
+	Freezes uint32
 	// OnThaw gets it in the next release, before the first connection.
 	OnThaw func(ctx context.Context, version uint32, state []byte) error
 	// OnRollback undoes OnPark: some connections stay in this release, or all.
@@ -76,11 +78,13 @@ type Upgrader struct {
 	stop      chan struct{}
 	exitOnce  sync.Once
 	stopOnce  sync.Once
+	giving    sync.RWMutex // held for reading until what was given is reported, and for writing by the end: nobody leaves without a word
 
 	mu        sync.Mutex // protects what follows
 	listeners []*listener
 	packets   []io.Closer
 	giver     *giver
+	callOff   context.CancelCauseFunc // ends the giving under way; nil: there is none
 	ready     bool
 	ending    bool // SIGTERM or Stop: we accept no more, ever
 }
@@ -217,7 +221,11 @@ func (u *Upgrader) obey() {
 		}
 		switch {
 		case m.Type == ctl.Give && f != nil:
-			go u.give(m, f)
+			ctx, done := u.beginGiving(m) // here, so that a proceed that follows finds it
+			go func() {
+				defer done()
+				u.give(ctx, m, f)
+			}()
 		case m.Type == ctl.Take && f != nil:
 			go u.take(m, f)
 		case m.Type == ctl.Proceed:
@@ -228,24 +236,44 @@ func (u *Upgrader) obey() {
 	}
 }
 
+// errCalledOff is a handoff that ended early because the upgrade did.
+var errCalledOff = errors.New("the handoff was called off")
+
+// beginGiving returns the context of what m asks for, and what is to be called when that is done. The rest of its time is for taking back and reporting.
+func (u *Upgrader) beginGiving(m ctl.Message) (context.Context, func()) {
+	u.giving.RLock()
+	ctx, callOff := context.WithCancelCause(u.opt.ctx)
+	ctx, cancel := context.WithDeadline(ctx, time.Now().Add(m.Timeout()*3/4))
+	u.mu.Lock()
+	u.callOff = callOff
+	u.mu.Unlock()
+	return ctx, func() {
+		u.mu.Lock()
+		u.callOff = nil
+		u.mu.Unlock()
+		cancel()
+		callOff(nil)
+		u.giving.RUnlock()
+	}
+}
+
 // give hands everything over and reports.
-func (u *Upgrader) give(m ctl.Message, f *os.File) {
-	began := time.Now()
-	by := began.Add(m.Timeout() * 3 / 4) // the rest is for taking back and reporting
+func (u *Upgrader) give(ctx context.Context, m ctl.Message, f *os.File) {
 	for _, l := range u.all() {
 		l.pause()
 		l.rest()
 	}
 	answer := ctl.Message{Type: ctl.Given, ID: m.ID}
-	g, err := u.newGiver(f, by)
+	g, err := u.newGiver(ctx, f)
 	if err != nil {
 		answer.Error = err.Error()
 		u.opt.Log("handoff: nothing has moved: %v", err)
 		u.accept()
 	} else {
-		ctx, cancel := context.WithDeadline(u.opt.ctx, by)
 		g.all(ctx, u.all())
-		cancel()
+		if context.Cause(ctx) == errCalledOff {
+			u.proceed()
+		}
 		g.report(&answer)
 	}
 	if err := u.control.Send(answer, nil, controlTime); err != nil {
@@ -253,13 +281,25 @@ func (u *Upgrader) give(m ctl.Message, f *os.File) {
 	}
 }
 
-func (u *Upgrader) newGiver(f *os.File, by time.Time) (*giver, error) {
+func (u *Upgrader) newGiver(ctx context.Context, f *os.File) (*giver, error) {
 	ch, err := newChannel(f)
 	if err != nil {
 		return nil, err
 	}
+	by, _ := ctx.Deadline()
+	stop := context.AfterFunc(ctx, func() { // nothing is offered yet
+		ch.send(frameEnd, nil)
+		ch.close()
+	})
 	g, err := newGiver(ch, u.hello(), u.opt, by)
+	if !stop() && err == nil {
+		g.end()
+		err = context.Cause(ctx)
+	}
 	if err != nil {
+		if ctx.Err() != nil { // then the channel was closed under it
+			err = fmt.Errorf("before the next release said hello: %w", context.Cause(ctx))
+		}
 		return nil, err
 	}
 	u.mu.Lock()
@@ -304,9 +344,12 @@ func (u *Upgrader) take(m ctl.Message, f *os.File) {
 // proceed serves on as if nothing had been: the upgrade is off.
 func (u *Upgrader) proceed() {
 	u.mu.Lock()
-	g := u.giver
+	g, callOff := u.giver, u.callOff
 	u.giver = nil
 	u.mu.Unlock()
+	if callOff != nil {
+		callOff(errCalledOff)
+	}
 	u.accept()
 	if g != nil {
 		go g.end()
@@ -342,6 +385,7 @@ func (u *Upgrader) untilTerm() {
 	if g != nil {
 		g.end()
 	}
+	u.giving.Lock() // and never unlocked: nothing begins any more
 	u.exitOnce.Do(func() { close(u.exit) })
 }
 

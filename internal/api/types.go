@@ -1,6 +1,10 @@
 package api
 
 import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/release"
@@ -171,6 +175,38 @@ type Handoff struct {
 	Refused      int            `json:"refused"` // of those kept, how many the new release would not have
 	LongestPause time.Duration  `json:"longest_pause_ns"`
 	Error        string         `json:"error,omitempty"` // why it ended early
+}
+
+// Text is what came of it, in a line.
+func (h *Handoff) Text() string {
+	text := fmt.Sprintf("moved %d", h.Moved)
+	kept := 0
+	var reasons []string
+	for _, why := range slices.Sorted(maps.Keys(h.Kept)) {
+		kept += h.Kept[why]
+		reasons = append(reasons, fmt.Sprintf("%s %d", why, h.Kept[why]))
+	}
+	why := strings.Join(reasons, ", ")
+	if h.Refused > 0 && h.Refused != h.Kept["refused"] { // an app may have other words for it
+		why += fmt.Sprintf("; refused by the new release %d", h.Refused)
+	}
+	if kept > 0 {
+		text += fmt.Sprintf(", kept %d (%s)", kept, why)
+	}
+	if h.Moved > 0 {
+		text += ", longest pause " + roundPause(h.LongestPause).String()
+	}
+	if h.Error != "" {
+		text += ": " + h.Error
+	}
+	return text
+}
+
+func roundPause(d time.Duration) time.Duration {
+	if d < 10*time.Millisecond {
+		return d.Round(100 * time.Microsecond)
+	}
+	return d.Round(time.Millisecond)
 }
 
 // Event is one thing that happened. Seq grows by one from event to event of one daemon process.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -15,8 +16,9 @@ import (
 // CloseConnections shuts down the connections that came through ls and are open in one of pids, whatever the app is, evenly
 // spread over a time. What the app has written already still goes out; the app reads an end of file. It returns how many it
 // shut down. An error wraps ErrForbidden where the kernel does not let us (another user's process, ptrace_scope, a filter of
-// system calls): end the process instead. It is ctx's cause if that came first. Connections that were accepted later are left alone.
-func CloseConnections(ctx context.Context, pids []int, ls []*Socket, over time.Duration) (n int, err error) {
+// system calls): end the process instead. It is ctx's cause if that came first. Connections that were accepted later are left alone, and so are
+// those that one of the processes has that others tells: they have moved there. It is asked at the start and then once in a while.
+func CloseConnections(ctx context.Context, pids []int, others func() []int, ls []*Socket, over time.Duration) (n int, err error) {
 	processes := map[int]int{} // pidfds, opened before anything is read: they hold on to whom we read of
 	defer func() {
 		for _, fd := range processes {
@@ -38,12 +40,46 @@ func CloseConnections(ctx context.Context, pids []int, ls []*Socket, over time.D
 		return 0, err
 	}
 	all, forbidden := permitted(all, processes)
+	moved := elsewhere{others: others, of: all}
 	err = spread(ctx, len(all), over, func(i int) {
-		if all[i].shutdown(processes) == nil {
+		if !moved.has(all[i].inode) && all[i].shutdown(processes) == nil {
 			n++
 		}
 	})
 	return n, errors.Join(err, forbidden)
+}
+
+// lookEvery is for how long it is believed who else has a connection: to find out, all descriptors of those processes are looked at.
+const lookEvery = time.Second
+
+// elsewhere knows which of some connections other processes have.
+type elsewhere struct {
+	others func() []int
+	of     []closing
+	looked time.Time
+	held   map[uint64]place
+}
+
+// has looks again when its knowledge is old. Whom it may not look into has nothing.
+func (e *elsewhere) has(inode uint64) bool {
+	if e.others == nil {
+		return false
+	}
+	if time.Since(e.looked) >= lookEvery {
+		wanted := make(map[uint64]bool, len(e.of))
+		for _, c := range e.of {
+			wanted[c.inode] = true
+		}
+		e.held = map[uint64]place{}
+		for _, pid := range e.others() {
+			if held, err := heldBy([]int{pid}, wanted); err == nil {
+				maps.Copy(e.held, held)
+			}
+		}
+		e.looked = time.Now()
+	}
+	_, has := e.held[inode]
+	return has
 }
 
 // closing is one connection to close.

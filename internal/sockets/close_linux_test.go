@@ -17,7 +17,7 @@ func TestCloseConnections_ClosesAllOfOneGenerationWithoutItsHelp(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, s *Socket) {
 		older, newer := startApp(t, nil, s.File), startApp(t, nil, s.File)
 		gone, kept := accepted(t, s, older, 20), accepted(t, s, newer, 5)
-		n, err := CloseConnections(t.Context(), older.pids(), []*Socket{s}, 20*time.Millisecond)
+		n, err := CloseConnections(t.Context(), older.pids(), nil, []*Socket{s}, 20*time.Millisecond)
 		if n != 20 || err != nil {
 			t.Errorf("closed %d, %v", n, err)
 		}
@@ -34,8 +34,46 @@ func TestCloseConnections_ClosesAllOfOneGenerationWithoutItsHelp(t *testing.T) {
 			}
 		}
 		accepted(t, s, older, 1) // the listener is not hurt
-		if n, err := CloseConnections(t.Context(), nil, []*Socket{s}, time.Hour); n != 0 || err != nil {
+		if n, err := CloseConnections(t.Context(), nil, nil, []*Socket{s}, time.Hour); n != 0 || err != nil {
 			t.Errorf("of nobody: %d, %v", n, err)
+		}
+	})
+}
+
+// A connection that is on its way to another generation, or has just arrived there, is open in both.
+func TestCloseConnections_LeavesWhatAnotherProcessHas(t *testing.T) {
+	eachNetwork(t, func(t *testing.T, s *Socket) {
+		older := startApp(t, nil, s.File)
+		conns := accepted(t, s, older, 20)
+		held, err := closable(older.pids(), []*Socket{s})
+		if err != nil || len(held) != 20 {
+			t.Fatalf("%d, %v", len(held), err)
+		}
+		pidfd, err := unix.PidfdOpen(older.cmd.Process.Pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pidfd)
+		for _, c := range held[:5] { // this process is the other generation
+			fd, err := unix.PidfdGetfd(pidfd, c.fd, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+		}
+		n, err := CloseConnections(t.Context(), older.pids(), func() []int { return []int{os.Getpid()} }, []*Socket{s}, 0)
+		if n != 15 || err != nil {
+			t.Errorf("closed %d, %v", n, err)
+		}
+		alive := 0
+		for _, c := range conns {
+			c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+				alive++
+			}
+		}
+		if alive != 5 {
+			t.Errorf("%d are open, want 5", alive)
 		}
 	})
 }
@@ -54,7 +92,7 @@ func TestCloseConnections_ClosesOneAfterTheOther(t *testing.T) {
 	}
 	over := 500 * time.Millisecond
 	began := time.Now()
-	if n, err := CloseConnections(t.Context(), a.pids(), []*Socket{s}, over); n != len(conns) || err != nil {
+	if n, err := CloseConnections(t.Context(), a.pids(), nil, []*Socket{s}, over); n != len(conns) || err != nil {
 		t.Fatalf("%d, %v", n, err)
 	}
 	if took := time.Since(began); took < over*9/10 {
@@ -85,7 +123,7 @@ func TestCloseConnections_EndsWithItsContext(t *testing.T) {
 		conns[0].Read(make([]byte, 1))
 		cancel(why)
 	}()
-	n, err := CloseConnections(ctx, a.pids(), []*Socket{s}, time.Hour)
+	n, err := CloseConnections(ctx, a.pids(), nil, []*Socket{s}, time.Hour)
 	if n != 1 || !errors.Is(err, why) {
 		t.Errorf("%d, %v", n, err)
 	}

@@ -139,7 +139,7 @@ func stranger() {
 	}
 	n, err := Connections([]int{pid}, []*Socket{s})
 	fmt.Printf("counted %d, permission denied %v; ", n, errors.Is(err, os.ErrPermission))
-	n, err = CloseConnections(context.Background(), []int{pid}, []*Socket{s}, time.Hour)
+	n, err = CloseConnections(context.Background(), []int{pid}, nil, []*Socket{s}, time.Hour)
 	fmt.Printf("closed %d, forbidden %v\n", n, errors.Is(err, ErrForbidden))
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
@@ -32,6 +33,24 @@ type State struct {
 	NextGeneration int          `json:"next_generation"` // at least 1
 	Stopped        *Stopped     `json:"stopped,omitempty"`
 	Upgrade        *api.Upgrade `json:"upgrade,omitempty"` // in flight
+	Arrived        []string     `json:"arrived,omitempty"` // digests of releases that pushes brought and that have not served yet, the newest last
+}
+
+// maxArrived bounds them: who pushes so often without an upgrade loses sight of the oldest, which then stay on the host.
+const maxArrived = 16
+
+// Arrive notes that a push brings a release.
+func (st *State) Arrive(digest string) {
+	list := append(st.without(digest), digest)
+	st.Arrived = list[max(0, len(list)-maxArrived):]
+}
+
+// Settle notes that a release serves, or is gone again.
+func (st *State) Settle(digest string) { st.Arrived = st.without(digest) }
+
+// without is a new slice: states share none that change.
+func (st *State) without(digest string) []string {
+	return slices.DeleteFunc(slices.Clone(st.Arrived), func(d string) bool { return d == digest })
 }
 
 // Stopped says that an operator stopped the service. It holds until he starts it, or the machine boots anew.
@@ -126,6 +145,11 @@ func (st *State) check() error {
 		}
 		if err := errors.Join(release.CheckVersion(ref.Version), release.CheckDigest(ref.Digest)); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	for _, digest := range st.Arrived {
+		if err := release.CheckDigest(digest); err != nil {
+			return fmt.Errorf("arrived: %w", err)
 		}
 	}
 	if st.Previous != nil && st.Committed == nil {

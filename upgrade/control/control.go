@@ -160,6 +160,9 @@ func (c *Conn) ReceiveBy(by time.Time) (Message, *os.File, error) {
 	return c.Receive()
 }
 
+// Wake ends a ReceiveBy that waits, as if its time were over.
+func (c *Conn) Wake() { c.sock.SetReadDeadline(time.Unix(1, 0)) }
+
 // Receive waits for the next message. The file, if there is one, is the caller's. io.EOF: the other side is gone.
 func (c *Conn) Receive() (Message, *os.File, error) {
 	b, oob := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*4))

@@ -1,5 +1,6 @@
 // Command wslive is an app that takes its listener from the SDK: it answers as wsecho does, and its WebSockets go on in the next release, counter
-// and all. It shows how little that takes: main is the README's lines, echo saves one number.
+// and all. It shows how little that takes: main is the README's lines, echo saves one number. A browser gets a page that holds one
+// connection (live.go) and shows how it is.
 //
 // Read main first.
 package main
@@ -45,8 +46,10 @@ var version = os.Getenv("HOTDEPLOY_VERSION")
 // stateVersion is what echo saves; a test may ask for another one.
 var stateVersion = number("WSLIVE_STATE", 1)
 
-// versions is what this release can read.
-func versions() []uint32 { return []uint32{uint32(stateVersion)} }
+// versions is what this release can read: its own, and what a test asks for.
+func versions() []uint32 {
+	return []uint32{uint32(stateVersion), uint32(number("WSLIVE_READS", stateVersion))}
+}
 
 func number(name string, otherwise int) int {
 	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
@@ -85,6 +88,8 @@ func routes() http.Handler {
 		}
 	})
 	mux.HandleFunc("GET /ws", echo)
+	mux.HandleFunc("GET /live", live)
+	mux.HandleFunc("GET /{$}", sendPage)
 	return mux
 }
 

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"compress/flate"
+	"crypto/subtle"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -16,48 +18,83 @@ import (
 
 // hostile says what a client does to its server.
 type hostile struct {
-	path     string
-	compress bool
+	compress bool          // offers compression
 	largest  int           // bytes of a message
 	cut      int           // largest TCP write; 0: any
 	stall    time.Duration // how long it does not read now and then
-	buffer   int           // receive buffer, 0: the kernel's choice
+	quiet    bool          // sends no pings: gorilla gives up a connection that does not take a pong within a second
+	buffer   int           // receive buffer; 0: the kernel's choice
 	ahead    int           // messages on their way
+	end      ending
 }
+
+// ending is how a client leaves.
+type ending int
+
+const (
+	stays  ending = iota // to the end of the story
+	closes               // with a close frame, right behind its last message
+	asks                 // for a close frame from the server
+	halves               // shuts down its writing side, and reads on
+)
+
+// patience is how long an answer may take before it counts as lost. Nothing is expected to take long.
+const patience = 90 * time.Second
+
+// text is what messages are cut out of: letters that compress a little.
+var text = func() []byte {
+	rng := rand.New(rand.NewPCG(7, 7))
+	b := make([]byte, 9<<20)
+	for i := 0; i < len(b); i += 16 {
+		v := rng.Uint64()
+		for k := range 16 {
+			b[i+k] = 'a' + byte(v>>(4*k)&15)
+		}
+	}
+	return b
+}()
 
 // client sends numbered messages and checks each answer.
 type client struct {
 	hostile
-	conn     net.Conn
+	patience time.Duration
+	answer   func() // is called for each
+	conn     *net.TCPConn
 	in       *bufio.Reader
-	rng      *rand.Rand
-	deflate  bool // agreed
+	rng      *rand.Rand // of the writing half
+	deflate  bool       // agreed
 	window   []byte
-	tickets  chan []byte // messages on their way, in order
-	messages int
-	pings    int
-	pongs    int
+	tickets  chan ticket // messages on their way, in order
+	answered uint64
+	pings    uint64
+	pongs    uint64
 }
 
-func dial(addr string, h hostile, seed uint64) (*client, error) {
+// ticket is a message on its way.
+type ticket struct {
+	n    uint64
+	text []byte
+	bye  bool
+}
+
+func dial(addr string, h hostile, rng *rand.Rand) (*client, error) {
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
+	c := &client{hostile: h, patience: patience, answer: func() {}, conn: conn.(*net.TCPConn), in: bufio.NewReader(conn), rng: rng, tickets: make(chan ticket, max(1, h.ahead))}
 	if h.buffer > 0 {
-		conn.(*net.TCPConn).SetReadBuffer(h.buffer)
-	}
-	conn.(*net.TCPConn).SetNoDelay(true)
-	c := &client{hostile: h, conn: conn, in: bufio.NewReader(conn), rng: rand.New(rand.NewPCG(seed, 1)), tickets: make(chan []byte, max(1, h.ahead))}
-	if err := c.handshake(addr); err != nil {
-		conn.Close()
-		return nil, err
+		c.conn.SetReadBuffer(h.buffer)
 	}
 	return c, nil
 }
 
-func (c *client) handshake(addr string) error {
-	req, _ := http.NewRequest("GET", "http://"+addr+c.path, nil)
+// open makes the connection a WebSocket.
+func (c *client) open() error {
+	req, err := http.NewRequest("GET", "http://"+c.conn.RemoteAddr().String()+"/ws", nil)
+	if err != nil {
+		return err
+	}
 	req.Header = http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}}
 	if c.compress {
 		req.Header.Set("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")
@@ -67,17 +104,15 @@ func (c *client) handshake(addr string) error {
 	if err := c.write(b.Bytes()); err != nil {
 		return err
 	}
+	c.conn.SetReadDeadline(time.Now().Add(c.patience))
 	res, err := http.ReadResponse(c.in, req)
 	if err != nil {
-		return err
+		return fmt.Errorf("the upgrade: %w", err)
 	}
 	if res.StatusCode != 101 {
 		return fmt.Errorf("the upgrade was answered with %s", res.Status)
 	}
-	agreed := res.Header.Get("Sec-WebSocket-Extensions")
-	if c.deflate = strings.Contains(agreed, "permessage-deflate"); c.compress && !c.deflate {
-		return fmt.Errorf("no compression agreed: %q", agreed)
-	}
+	c.deflate = strings.Contains(res.Header.Get("Sec-WebSocket-Extensions"), "permessage-deflate")
 	return nil
 }
 
@@ -96,76 +131,112 @@ func (c *client) write(b []byte) error {
 	return nil
 }
 
-// talk sends messages until stop is closed and then waits for all answers.
+// talk sends messages until stop is closed, waits for all answers, and leaves. It closes the connection.
 func (c *client) talk(stop <-chan struct{}) error {
+	defer c.conn.Close()
 	written := make(chan error, 1)
 	go func() { written <- c.speak(stop) }()
-	if err := c.listen(); err != nil {
+	err := c.listen()
+	if err != nil {
 		c.conn.Close()
 		for range c.tickets { // the writing half may wait to put one there
 		}
 		<-written
-		return err
+		return fmt.Errorf("after %d answers: %w", c.answered, err)
 	}
 	if err := <-written; err != nil {
-		return fmt.Errorf("write after %d messages: %w", c.messages, err)
+		return fmt.Errorf("write after %d answers: %w", c.answered, err)
 	}
-	return c.quiet()
+	if err := c.leave(); err != nil {
+		return fmt.Errorf("at the end, after %d answers: %w", c.answered, err)
+	}
+	return nil
 }
+
+// batch is about how many bytes of messages are put together before they are sent.
+const batch = 16 << 10
 
 // speak is the writing half.
 func (c *client) speak(stop <-chan struct{}) error {
 	defer close(c.tickets)
-	for n := uint64(0); ; n++ {
+	var b []byte
+	left := -1 // messages, when it is known
+	for n := uint64(0); left != 0; n++ {
+		left = c.countdown(left, stop)
+		m := ticket{n: n, text: c.message(), bye: left == 0 && c.end == asks}
 		select {
-		case <-stop:
-			return nil
+		case c.tickets <- m:
 		default:
+			if err := c.write(b); err != nil {
+				return err
+			}
+			b = b[:0]
+			c.tickets <- m
 		}
-		p := c.message(n)
-		c.tickets <- p
-		if err := c.write(c.frames(p)); err != nil {
-			return err
+		if b = c.frames(b, m); len(b) > batch {
+			if err := c.write(b); err != nil {
+				return err
+			}
+			b = b[:0]
 		}
+	}
+	if c.end == closes {
+		b = c.frame(b, 0x88, 3, 232)
+	}
+	if err := c.write(b); err != nil {
+		return err
+	}
+	if c.end == halves {
+		return c.conn.CloseWrite()
+	}
+	return nil
+}
+
+// countdown says how many messages are left: some, once stop is closed, so that the end falls anywhere.
+func (c *client) countdown(left int, stop <-chan struct{}) int {
+	if left > 0 {
+		return left - 1
+	}
+	select {
+	case <-stop:
+		return c.rng.IntN(30)
+	default:
+		return -1
 	}
 }
 
-// message makes message n: its number and letters that compress a little.
-func (c *client) message(n uint64) []byte {
-	size := 8 + c.rng.IntN(200)
-	if c.rng.IntN(4) == 0 {
+// message chooses what a message says.
+func (c *client) message() []byte {
+	size := c.rng.IntN(200)
+	if c.largest > 0 && c.rng.IntN(4) == 0 {
 		size += c.rng.IntN(c.largest)
 	}
-	p := make([]byte, size)
-	binary.BigEndian.PutUint64(p, n)
-	for i := 8; i < size; i += 8 {
-		v := c.rng.Uint64()
-		for k := i; k < min(i+8, size); k++ {
-			p[k] = 'a' + byte(v&15)
-			v >>= 8
-		}
-	}
-	return p
+	at := c.rng.IntN(len(text) - size)
+	return text[at : at+size]
 }
 
-// frames makes the frames of a message: fragments, pings between them.
-func (c *client) frames(p []byte) []byte {
-	var b []byte
+// frames appends the frames of a message: fragments, pings between them.
+func (c *client) frames(b []byte, m ticket) []byte {
+	p := binary.BigEndian.AppendUint64(nil, m.n)
+	if m.bye {
+		p = append(p, '!')
+	}
+	p = append(p, m.text...)
 	first := byte(2)
 	if c.deflate {
 		first |= 0x40
 		p = deflated(p)
 	}
-	for fragments := 1 + c.rng.IntN(4); ; fragments-- {
-		if c.rng.IntN(8) == 0 {
-			b = c.frame(b, 0x89, []byte("are you there"))
+	for fragments := 1 + max(0, c.rng.IntN(6)-2); ; fragments-- {
+		if c.rng.IntN(8) == 0 && !m.bye && !c.quiet {
+			b = c.frame(b, 0x89, binary.BigEndian.AppendUint64(nil, c.pings)...)
 			c.pings++
 		}
 		if fragments == 1 || len(p) == 0 {
-			return c.frame(b, first|0x80, p)
+			return c.frame(b, first|0x80, p...)
 		}
 		n := c.rng.IntN(len(p) + 1)
-		b = c.frame(b, first, p[:n])
+		b = c.frame(b, first, p[:n]...)
 		first, p = 0, p[n:]
 	}
 }
@@ -178,22 +249,26 @@ func deflated(p []byte) []byte {
 	return bytes.TrimSuffix(b.Bytes(), []byte{0, 0, 0xff, 0xff})
 }
 
-func (c *client) frame(b []byte, first byte, p []byte) []byte {
+func (c *client) frame(b []byte, first byte, p ...byte) []byte {
 	b = append(b, first)
 	switch {
 	case len(p) < 126:
 		b = append(b, 0x80|byte(len(p)))
-	case len(p) < 1<<16 && c.rng.IntN(2) == 0:
-		b = binary.BigEndian.AppendUint16(append(b, 0x80|126), uint16(len(p)))
 	case len(p) < 1<<16:
 		b = binary.BigEndian.AppendUint16(append(b, 0x80|126), uint16(len(p)))
 	default:
 		b = binary.BigEndian.AppendUint64(append(b, 0x80|127), uint64(len(p)))
 	}
-	mask := [4]byte{byte(c.rng.Uint32()), byte(c.rng.Uint32()), 7, 9}
-	b = append(b, mask[:]...)
-	for i, v := range p {
-		b = append(b, v^mask[i&3])
+	var key [4096]byte
+	binary.BigEndian.PutUint32(key[:], c.rng.Uint32())
+	for n := 4; n < min(len(key), len(p)); n *= 2 {
+		copy(key[n:], key[:n])
+	}
+	b = append(b, key[:4]...)
+	at := len(b)
+	b = append(b, p...)
+	for rest := b[at:]; len(rest) > 0; {
+		rest = rest[subtle.XORBytes(rest, rest, key[:]):]
 	}
 	return b
 }
@@ -201,33 +276,71 @@ func (c *client) frame(b []byte, first byte, p []byte) []byte {
 // listen is the reading half: it checks every answer.
 func (c *client) listen() error {
 	rng := rand.New(rand.NewPCG(uint64(c.conn.LocalAddr().(*net.TCPAddr).Port), 2))
-	for p := range c.tickets {
+	var deadline time.Time
+	for m := range c.tickets {
 		if c.stall > 0 && rng.IntN(20) == 0 {
 			time.Sleep(time.Duration(rng.Int64N(int64(c.stall))))
 		}
-		got, err := c.read()
-		if err != nil {
-			return fmt.Errorf("after %d messages: %w", c.messages, err)
+		if now := time.Now(); deadline.Before(now.Add(c.patience)) {
+			deadline = now.Add(c.patience + time.Second)
+			c.conn.SetReadDeadline(deadline)
 		}
-		if len(got) < 8 || !bytes.Equal(got[8:], p) {
-			return fmt.Errorf("answer %d, of %d bytes, is to another message: want %d bytes, they differ from byte %d on; %.20q", c.messages, len(got), len(p), differ(got, p), got)
+		if err := c.check(m); err != nil {
+			return err
 		}
-		if n := binary.BigEndian.Uint64(got); n != uint64(c.messages) {
-			return fmt.Errorf("message %d was number %d for the server", c.messages, n)
-		}
-		c.messages++
+		c.answered++
+		c.answer()
+	}
+	c.conn.SetReadDeadline(time.Now().Add(c.patience))
+	return nil
+}
+
+// check reads the answer to m.
+func (c *client) check(m ticket) error {
+	got, err := c.read()
+	if err != nil {
+		return err
+	}
+	head := 16
+	if m.bye {
+		head++
+	}
+	if len(got) < head {
+		return fmt.Errorf("an answer of %d bytes: %q", len(got), got)
+	}
+	count, n := binary.BigEndian.Uint64(got), binary.BigEndian.Uint64(got[8:])
+	if n != m.n {
+		return fmt.Errorf("message %d was answered where %d was due", n, m.n)
+	}
+	if count != m.n {
+		return fmt.Errorf("message %d was number %d for the server", m.n, count)
+	}
+	if !bytes.Equal(got[head:], m.text) {
+		return fmt.Errorf("message %d of %d bytes came back with %d, other from byte %d on", n, len(m.text), len(got)-head, differ(got[head:], m.text))
 	}
 	return nil
 }
 
-// differ returns where an answer stops being the message.
-func differ(got, p []byte) int {
-	for i := range p {
-		if i+8 >= len(got) || got[i+8] != p[i] {
+// differ returns where two texts part.
+func differ(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
 			return i
 		}
 	}
-	return len(p)
+	return min(len(a), len(b))
+}
+
+// closed is a close frame.
+type closed struct{ body []byte }
+
+func (c closed) Error() string { return fmt.Sprintf("closed by the server: %q", c.body) }
+
+func (c closed) code() int {
+	if len(c.body) < 2 {
+		return 0
+	}
+	return int(binary.BigEndian.Uint16(c.body))
 }
 
 // read returns the next message.
@@ -241,9 +354,11 @@ func (c *client) read() ([]byte, error) {
 		}
 		switch op := first & 15; {
 		case op == 8:
-			return nil, fmt.Errorf("closed by the server: %q", payload)
+			return nil, closed{payload}
 		case op == 10:
-			c.pongs++
+			if err := c.pong(payload); err != nil {
+				return nil, err
+			}
 			continue
 		case op > 8:
 			continue
@@ -255,9 +370,28 @@ func (c *client) read() ([]byte, error) {
 			break
 		}
 	}
-	if !compressed {
-		return p, nil
+	if compressed {
+		return c.inflate(p)
 	}
+	return p, nil
+}
+
+// pong checks the order of pongs. One may come twice: a ping in the middle of a message that is replayed is answered again.
+func (c *client) pong(p []byte) error {
+	if len(p) != 8 {
+		return fmt.Errorf("a pong to no ping: %q", p)
+	}
+	n := binary.BigEndian.Uint64(p)
+	if n > c.pongs {
+		return fmt.Errorf("a pong to ping %d before that to %d", n, c.pongs)
+	}
+	if n == c.pongs {
+		c.pongs++
+	}
+	return nil
+}
+
+func (c *client) inflate(p []byte) ([]byte, error) {
 	r := flate.NewReaderDict(io.MultiReader(bytes.NewReader(p), strings.NewReader("\x00\x00\xff\xff\x01\x00\x00\xff\xff")), c.window)
 	p, err := io.ReadAll(r)
 	c.window = append(c.window, p...)
@@ -290,12 +424,55 @@ func (c *client) readFrame() (first byte, p []byte, err error) {
 	return first, p, err
 }
 
-// quiet checks that nothing is left over but pongs.
-func (c *client) quiet() error {
-	if err := c.write(c.frame(nil, 0x89, []byte("last"))); err != nil {
+// leave waits for the end that this client has asked for, and checks that nothing is left over but pongs.
+func (c *client) leave() error {
+	var err error
+	switch c.end {
+	case closes:
+		err = c.awaitClose(1000)
+	case asks:
+		err = c.awaitClose(4001)
+		c.conn.Write(c.frame(nil, 0x88, 15, 161))
+	case halves:
+		err = c.awaitEnd()
+	default:
+		err = c.awaitPong()
+	}
+	if err == nil && c.pongs < c.pings {
+		err = fmt.Errorf("%d pings were answered by %d pongs", c.pings, c.pongs)
+	}
+	return err
+}
+
+// awaitClose expects a close frame as the next thing.
+func (c *client) awaitClose(code int) error {
+	p, err := c.read()
+	var end closed
+	if !errors.As(err, &end) || end.code() != code {
+		return fmt.Errorf("expected a close frame with %d: %.20q, %v", code, p, err)
+	}
+	return nil
+}
+
+// awaitEnd expects the end of the connection; libraries may say goodbye before.
+func (c *client) awaitEnd() error {
+	p, err := c.read()
+	var end closed
+	if errors.As(err, &end) {
+		p, err = c.read()
+	}
+	if err != io.EOF {
+		return fmt.Errorf("expected the end: %.20q, %v", p, err)
+	}
+	return nil
+}
+
+// awaitPong asks for a pong, which comes after everything else.
+func (c *client) awaitPong() error {
+	if err := c.write(c.frame(nil, 0x89, binary.BigEndian.AppendUint64(nil, c.pings)...)); err != nil {
 		return err
 	}
-	for {
+	for c.pings++; c.pongs < c.pings; {
 		first, p, err := c.readFrame()
 		if err != nil {
 			return fmt.Errorf("wait for the last pong: %w", err)
@@ -303,9 +480,9 @@ func (c *client) quiet() error {
 		if first&15 != 10 {
 			return fmt.Errorf("left over: %x %.80q", first, p)
 		}
-		if string(p) == "last" {
-			return nil
+		if err := c.pong(p); err != nil {
+			return err
 		}
-		c.pongs++
 	}
+	return nil
 }

@@ -1,160 +1,314 @@
 package libtest
 
 import (
-	"context"
 	"flag"
 	"fmt"
-	"net/http"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/hotdeploy/hotdeploy/upgrade/internal/bridge"
+	ctl "github.com/hotdeploy/hotdeploy/upgrade/control"
 )
 
 var (
-	handoffs = flag.Int("handoffs", 20, "moves in each story")
-	clients  = flag.Int("clients", 20, "connections in each story")
+	messageFlag = flag.Int64("messages", 100_000, "for each library, at least")
+	handoffFlag = flag.Int("handoffs", 24, "for each library, at least")
+	seedFlag    = flag.Uint64("seed", uint64(time.Now().UnixNano()), "of everything that is random")
 )
 
-// story has clients talk while their connections move to and fro between generations.
+// story has clients talk while releases come and go.
 type story struct {
-	from, to http.Handler // the apps of every other generation
-	clients  int
-	moves    int
-	hostile
-	fail func(n int) bridge.Step
-	may  []string // reasons to stay that are in order
+	releases func(n int) release // of deploy n; 0 is the first to serve
+	clients  []hostile
+	messages int64 // in all, at least
+	handoffs int
+	back     int      // each so many-th deploy is taken back; 0: none
+	may      []string // reasons to stay that are in order
+	patience time.Duration
+	seed     uint64
+	rewrite  func(m *ctl.Message) // takes what is expected out of the given, nil: nothing is
 }
 
-// tell runs a story. Between two moves each client gets through some messages.
+// teller is a story under way.
+type teller struct {
+	story
+	site   *site
+	rng    *rand.Rand
+	stop   chan struct{} // closed when clients are to leave
+	left   sync.WaitGroup
+	tally  tally
+	given  outcome
+	failed chan struct{} // closed with the first problem
+
+	mu       sync.Mutex // protects what follows
+	problems []string
+}
+
+// outcome adds up what generations say.
+type outcome struct {
+	handoffs, moved, most int
+	kept                  map[string]int
+	longest               time.Duration
+}
+
+// tally counts answers.
+type tally struct {
+	mu      sync.Mutex // protects what follows
+	n, goal int64
+	reached chan struct{} // closed when n has come to goal
+}
+
+func (x *tally) add() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.n++; x.n == x.goal {
+		close(x.reached)
+	}
+}
+
+// after returns a channel that is closed when there were n more.
+func (x *tally) after(n int64) <-chan struct{} {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.goal, x.reached = x.n+max(1, n), make(chan struct{})
+	return x.reached
+}
+
+// tell runs the story; a problem is a failure.
 func (s story) tell(t *testing.T) {
-	a, b := newGeneration(t, s.from), newGeneration(t, s.to)
-	stop := make(chan struct{})
-	var all sync.WaitGroup
-	list := make([]*client, s.clients)
-	for i := range list {
-		c, err := dial(a.Addr().String(), s.hostile, uint64(i))
-		if err != nil {
-			t.Fatal(err)
-		}
-		list[i] = c
-		all.Go(func() {
-			defer c.conn.Close()
-			if err := c.talk(stop); err != nil {
-				t.Errorf("client %d: %v", i, err)
-			}
-		})
+	t.Helper()
+	s.seed = *seedFlag
+	began := time.Now()
+	x, err := s.run(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
-	moved, stayed := s.move(t, a, b)
-	close(stop)
-	all.Wait()
-	messages, pings, pongs := 0, 0, 0
-	for _, c := range list {
-		messages, pings, pongs = messages+c.messages, pings+c.pings, pongs+c.pongs
+	for _, p := range x.problems {
+		t.Error(p)
 	}
-	t.Logf("%d messages, %d pings, %d pongs, %d moved, stayed %v", messages, pings, pongs, moved, stayed)
-	if moved == 0 {
+	t.Logf("%d messages, %d handoffs, %d connections moved, kept %v, longest pause %s, in %s", x.tally.count(), x.given.handoffs, x.given.moved, x.given.kept, x.given.longest, time.Since(began).Round(time.Millisecond))
+	if x.given.moved == 0 {
 		t.Error("no connection has moved")
 	}
-	if pongs < pings {
-		t.Errorf("%d pings were answered by %d pongs", pings, pongs)
+	if t.Failed() {
+		t.Logf("again: go test -run '%s' -seed %d", t.Name(), s.seed)
 	}
 }
 
-// move moves all connections to and fro.
-func (s story) move(t *testing.T, a, b *generation) (total int, reasons map[string]int) {
-	reasons = map[string]int{}
-	for range s.moves {
-		time.Sleep(30 * time.Millisecond) // lets the clients talk: pace, not synchronisation
-		if t.Failed() {
+// run tells a story to its end, or to its first problem. The error is one of the test itself.
+func (s story) run(dir string) (*teller, error) {
+	x := &teller{story: s, rng: rand.New(rand.NewPCG(s.seed, 1<<32)), stop: make(chan struct{}), failed: make(chan struct{})}
+	x.given.kept = map[string]int{}
+	if x.patience == 0 {
+		x.patience = patience
+	}
+	var err error
+	if x.site, err = newSite(dir); err != nil {
+		return x, err
+	}
+	defer x.site.close()
+	if _, err := x.site.deploy(s.releases(0)); err != nil {
+		return x, err
+	}
+	for i, h := range s.clients {
+		x.left.Go(func() { x.visit(i, h) })
+	}
+	for n := 1; x.given.handoffs < s.handoffs && x.calm(); n++ {
+		x.deploy(n)
+	}
+	x.await(s.messages - x.tally.count())
+	close(x.stop)
+	x.left.Wait()
+	x.site.term(x.site.serving)
+	x.site.serving = nil
+	if x.calm() {
+		x.check("the end", x.site.settle(x.patience))
+	}
+	return x, nil
+}
+
+// deploy is one deploy, which may be taken back.
+func (x *teller) deploy(n int) {
+	pace := (x.messages - x.tally.count()) / int64(max(1, x.handoffs-x.given.handoffs))
+	if x.await(pace / 2); !x.calm() {
+		return
+	}
+	r := x.releases(n)
+	if x.back > 0 && n%x.back == 0 {
+		to, back, err := x.site.try(r, func() { x.await(pace) })
+		x.check(fmt.Sprintf("deploy %d, which is taken back", n), err)
+		x.add(n, to)
+		x.add(n, back)
+	} else {
+		m, err := x.site.deploy(r)
+		x.check(fmt.Sprintf("deploy %d", n), err)
+		x.add(n, m)
+	}
+	x.check("a generation's end", x.site.reap())
+	x.given.most = max(x.given.most, len(x.site.draining))
+	x.await(pace / 2)
+}
+
+func (x *tally) count() int64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.n
+}
+
+// await waits for so many more answers.
+func (x *teller) await(n int64) {
+	if n <= 0 {
+		return
+	}
+	select {
+	case <-x.tally.after(n):
+	case <-x.failed:
+	}
+}
+
+// add notes what a handoff came to.
+func (x *teller) add(n int, m ctl.Message) {
+	x.given.handoffs++
+	x.given.moved += m.Moved
+	x.given.longest = max(x.given.longest, time.Duration(m.LongestPauseUS)*time.Microsecond)
+	if x.rewrite != nil {
+		x.rewrite(&m)
+	}
+	if m.Error != "" || m.PeerHangs {
+		x.problem("deploy %d: %s", n, m.Error)
+	}
+	for why, k := range m.Kept {
+		x.given.kept[why] += k
+		if !slices.Contains(x.may, why) {
+			x.problem("deploy %d: %d connections stayed: %s", n, k, why)
+		}
+	}
+}
+
+// visit is one client; one that ends its connections comes again.
+func (x *teller) visit(i int, h hostile) {
+	rng := rand.New(rand.NewPCG(x.seed, uint64(i)))
+	for n := 0; ; n++ {
+		if err := x.call(h, rng); err != nil {
+			x.problem("client %d (%+v), connection %d: %v", i, h, n, err)
 			return
 		}
-		for _, way := range [][2]*generation{{a, b}, {b, a}} {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			moved, stayed := bridge.Move(ctx, way[0].Listener, way[1].Listener, s.fail)
-			cancel()
-			total += moved
-			for why, n := range stayed {
-				reasons[why] += n
-			}
+		select {
+		case <-x.stop:
+			return
+		case <-x.failed:
+			return
+		default:
 		}
-	}
-	for why := range reasons {
-		if !contains(s.may, why) {
-			t.Errorf("connections stayed: %v", reasons)
-		}
-	}
-	return total, reasons
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
-}
-
-func TestLibraries_HostileClients(t *testing.T) {
-	for name, app := range apps {
-		t.Run(name, func(t *testing.T) {
-			story{from: app, to: app, clients: *clients, moves: *handoffs, hostile: hostile{path: "/", largest: 20000, cut: 3000, ahead: 8}}.tell(t)
-		})
-	}
-}
-
-func TestLibraries_SingleBytes(t *testing.T) {
-	for name, app := range apps {
-		t.Run(name, func(t *testing.T) {
-			story{from: app, to: app, clients: 6, moves: *handoffs, hostile: hostile{path: "/", largest: 300, cut: 2, ahead: 3}}.tell(t)
-		})
-	}
-}
-
-func TestLibraries_Compression(t *testing.T) {
-	for _, name := range []string{"gorilla", "coder", "gws"} {
-		t.Run(name, func(t *testing.T) {
-			story{from: apps[name], to: apps[name], clients: 10, moves: *handoffs, hostile: hostile{path: "/?compress", compress: true, largest: 20000, cut: 3000, ahead: 4}}.tell(t)
-		})
-	}
-}
-
-func TestLibraries_StalledReaders(t *testing.T) {
-	for name, app := range apps {
-		t.Run(name, func(t *testing.T) {
-			story{from: app, to: app, clients: 6, moves: 10, hostile: hostile{path: "/", largest: 500_000, buffer: 16 << 10, stall: 300 * time.Millisecond, ahead: 8}}.tell(t)
-		})
-	}
-}
-
-func TestLibraries_MessagesOf8MiB(t *testing.T) {
-	for name, app := range apps {
-		t.Run(name, func(t *testing.T) {
-			story{from: app, to: app, clients: 2, moves: 10, hostile: hostile{path: "/", largest: 8 << 20, ahead: 2}}.tell(t)
-		})
-	}
-}
-
-func TestLibraries_FromOneToAnother(t *testing.T) {
-	for from := range apps {
-		for to := range apps {
-			if from != to {
-				t.Run(fmt.Sprintf("%s to %s", from, to), func(t *testing.T) {
-					story{from: apps[from], to: apps[to], clients: 5, moves: 5, hostile: hostile{path: "/", largest: 20000, cut: 3000, ahead: 4}}.tell(t)
-				})
-			}
+		if h.end == stays {
+			return
 		}
 	}
 }
 
-func TestLibraries_MovesThatFail(t *testing.T) {
-	for name, app := range apps {
-		t.Run(name, func(t *testing.T) {
+// call is one connection.
+func (x *teller) call(h hostile, rng *rand.Rand) error {
+	c, err := dial(x.site.addr, h, rng)
+	if err != nil {
+		return err
+	}
+	defer c.conn.Close()
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		select {
+		case <-over:
+		case <-x.failed:
+			c.conn.Close()
+		}
+	}()
+	c.answer, c.patience = x.tally.add, x.patience
+	if err := c.open(); err != nil {
+		return err
+	}
+	return c.talk(x.leaving(h))
+}
+
+// leaving tells a client when to end: those that do that in odd ways do it when connections move.
+func (x *teller) leaving(h hostile) <-chan struct{} {
+	if h.end == stays {
+		return x.stop
+	}
+	either := make(chan struct{})
+	moving := x.site.begins()
+	go func() {
+		defer close(either)
+		select {
+		case <-moving:
+		case <-x.stop:
+		}
+	}()
+	return either
+}
+
+func (x *teller) check(what string, err error) {
+	if err != nil {
+		x.problem("%s: %v", what, err)
+	}
+}
+
+func (x *teller) calm() bool {
+	select {
+	case <-x.failed:
+		return false
+	default:
+		return true
+	}
+}
+
+// problem notes what is wrong. After the first everything is ended, so that more of them tell nothing.
+func (x *teller) problem(format string, args ...any) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.problems) > 0 {
+		return
+	}
+	x.problems = append(x.problems, fmt.Sprintf(format, args...)+"\n"+x.site.log())
+	close(x.failed)
+	x.site.kill()
+}
+
+// fleet is one of each kind of client, and more of those that make the numbers.
+func fleet() []hostile {
+	small := hostile{ahead: 64}
+	torn := hostile{largest: 20_000, cut: 3000, ahead: 4}
+	bytes := hostile{cut: 2, ahead: 3}
+	slow := hostile{largest: 3 << 20, stall: 200 * time.Millisecond, buffer: 16 << 10, quiet: true, ahead: 3}
+	huge := hostile{largest: 8 << 20, quiet: true, ahead: 2}
+	packed := hostile{compress: true, largest: 20_000, cut: 3000, ahead: 4}
+	list := []hostile{bytes, bytes, slow, slow, huge, packed, packed}
+	for range 6 {
+		list = append(list, small)
+	}
+	for _, e := range []ending{closes, asks, halves} {
+		leaving := torn
+		leaving.end = e
+		list = append(list, torn, leaving)
+	}
+	return list
+}
+
+// libraries are what app knows.
+var libraries = []string{"gorilla", "coder", "gobwas", "gws"}
+
+// modes alternate.
+func mode(n int) string { return []string{"rolling", "barrier"}[n/2%2] }
+
+// TestDeploys_NoMessageIsLost: the driver's main story, for each library.
+func TestDeploys_NoMessageIsLost(t *testing.T) {
+	for _, library := range libraries {
+		t.Run(library, func(t *testing.T) {
 			story{
-				from: app, to: app, clients: 10, moves: *handoffs, hostile: hostile{path: "/", largest: 20000, cut: 3000, ahead: 8},
-				fail: func(n int) bridge.Step { return bridge.Step(n % 3) }, may: []string{"sent", "accepted"},
+				releases: func(n int) release { return release{app: app(t), library: library, deflate: true, mode: mode(n)} },
+				clients:  fleet(), messages: *messageFlag, handoffs: *handoffFlag, back: 4,
+				may: []string{"closing", "closed", "busy", "too much unsent"},
 			}.tell(t)
 		})
 	}

@@ -1,0 +1,86 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+)
+
+// Has tells whether a release of that digest is complete on this host.
+func (s *Store) Has(digest string) bool {
+	version, err := s.byDigest(digest)
+	return err == nil && version != ""
+}
+
+// Withdraw takes back a release that never served: its version is free again. Its content lies in incoming/ from then on, like that
+// of any upload that nobody has finished, so that the same push sends nothing. One that is committed, previous or in use is
+// [api.ErrConflict]; one that is not there, or has another digest by now, is gone already.
+func (s *Store) Withdraw(ctx context.Context, ref release.Ref, inUse func(digest string) bool) error {
+	if err := s.building.take(ctx); err != nil {
+		return err
+	}
+	defer s.building.give()
+	digest, raw, err := s.readManifest(ref.Version)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && digest != ref.Digest {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("take release %s back: %w", ref.Version, err)
+	}
+	kept, err := s.keeper(inUse)
+	if err != nil {
+		return err
+	}
+	if why := kept(ref.Version, digest); why != "" {
+		return refuse(api.ErrConflict, "", "release %s stays: it is %s", ref.Version, why)
+	}
+	if err := s.keepContent(ctx, ref, raw); err != nil { // without it all is well too
+		s.warn("keep the content of release %s for another push: %w", ref.Version, err)
+	}
+	return s.remove(ref.Version)
+}
+
+// keepContent makes a release's files the parts of an upload, as other names of the same files.
+func (s *Store) keepContent(ctx context.Context, ref release.Ref, raw []byte) error {
+	m, err := release.Decode(raw)
+	if err != nil {
+		return err
+	}
+	if err := s.planning.take(ctx); err != nil {
+		return err
+	}
+	defer s.planning.give()
+	if err := s.beginUpload(ref.Digest, raw); err != nil {
+		return err
+	}
+	u, err := s.openUpload(ref.Digest)
+	if err != nil {
+		return err
+	}
+	defer u.close()
+	files, err := openDir(s.root, releasesDir+"/"+ref.Version+"/"+release.FilesDir)
+	if err != nil {
+		return err
+	}
+	defer files.Close()
+	for i := range m.Files {
+		f := &m.Files[i]
+		if f.Link != "" || f.Size == 0 {
+			continue
+		}
+		h, _, err := openRegular(files, f.Path)
+		if err != nil {
+			return err
+		}
+		err = link(h, u.parts, f.SHA256)
+		h.Close()
+		if err != nil && !errors.Is(err, fs.ErrExist) { // a part that is there is looked at by Plan
+			return err
+		}
+	}
+	return nil
+}
