@@ -17,9 +17,14 @@ import (
 // This file is the giver of PROTOCOL.md: it carries sealed connections to the other process. It owns each of them from seal to confirm or
 // resume; claim is what makes sure that each gets exactly one of the two.
 
-// atOnce is how many connections pause at a time in rolling mode. It is what the longest pause depends on; and there must be enough of them to
-// keep both processes busy.
-const atOnce = 256
+// How many connections pause at a time in rolling mode: few enough that the longest pause stays short, whatever the machine and the apps make of
+// it, and enough to keep both processes busy.
+const (
+	atOnceLeast = 16
+	atOnceFirst = 48
+	atOnceMost  = 256
+	pauseGoal   = 8 * time.Millisecond
+)
 
 // endTime is how long the end of a channel is waited for.
 const endTime = time.Second
@@ -47,6 +52,8 @@ type sealedConn struct {
 	judged   bool
 	begun    time.Time
 	offered  time.Time
+	failed   bool // its state could not be saved
+	counted  bool // among those that stay
 	stranded bool // a frame about it could not be written whole: only the end of file decides
 }
 
@@ -63,7 +70,7 @@ type giver struct {
 	read   chan struct{} // closed when the reader has ended
 	sent   chan struct{} // closed when the sender has ended
 	thawed chan string
-	inbox  settled
+	inbox  batcher[*sealedConn]
 	sealed []*sealedConn // packed and not offered; the sender's
 	buf    []byte        // for an OFFER; the sender's
 
@@ -74,6 +81,7 @@ type giver struct {
 	pending  numbered
 	open     int // begun and neither moved nor back
 	pausing  int // of them in a slot
+	atOnce   int // how many may be
 	unjudged int
 	broken   Reason // why nothing more is offered
 	hangs    bool
@@ -100,8 +108,8 @@ func newGiver(ch *channel, own hello, opt Options, by time.Time) (*giver, error)
 	}
 	g := &giver{ch: ch, own: own, peer: peer, hooks: opt, barrier: own.Mode == string(Barrier) || peer.Mode == string(Barrier),
 		read: make(chan struct{}), sent: make(chan struct{}), thawed: make(chan string, 1),
-		tried: map[*conn]bool{}, sealing: map[*sealedConn]bool{}, tally: tally{kept: map[Reason]int{}}}
-	g.inbox.wake = make(chan struct{}, 1)
+		tried: map[*conn]bool{}, sealing: map[*sealedConn]bool{}, atOnce: atOnceFirst, tally: tally{kept: map[Reason]int{}}}
+	g.inbox.init()
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	go g.receive()
 	go g.transmit()
@@ -170,7 +178,16 @@ func (g *giver) recall() {
 	for _, s := range list {
 		s.o.withdraw()
 	}
-	g.await(g.ctx, func() bool { return len(g.sealing) == 0 })
+	brief, cancel := context.WithTimeout(g.ctx, backTime)
+	defer cancel()
+	g.await(brief, func() bool { return len(g.sealing) == 0 })
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for s := range g.sealing { // the app is still saving their states: they go on here when it is done
+		g.keptLocked(s, ReasonState)
+	}
+	clear(g.sealing)
+	g.notifyLocked()
 }
 
 // untried returns connections that were not tried, and may be.
@@ -228,12 +245,12 @@ func (c *conn) stateVersion() uint32 {
 // slots waits until some more connections may pause, and returns how many of n; none: the time is over. Those that are not told yet, because they are
 // busy, do not count.
 func (g *giver) slots(ctx context.Context, n int) int {
-	some := min(n, atOnce/4) // at a time: each of them alone would wake everybody
 	tick := time.NewTimer(busyCheck)
 	defer tick.Stop()
 	for {
 		g.mu.Lock()
-		if free := min(n, atOnce-g.pausing); free >= some {
+		some := min(n, g.atOnce/4) // at a time: each of them alone would wake everybody
+		if free := min(n, g.atOnce-g.pausing); free >= some {
 			g.pausing += free
 			g.mu.Unlock()
 			return free
@@ -302,51 +319,34 @@ func (g *giver) begin(list []*conn, slot bool) {
 	}
 	g.open += len(list)
 	g.mu.Unlock()
+	g.inbox.expect(len(list))
 	for i, c := range list {
 		c.beginWith(&batch[i].o)
 	}
 }
 
-// settled are connections that the giver has to look at: their apps have let go of them, or they stay, or they are packed.
-type settled struct {
-	wake chan struct{} // has room for one
-	mu   sync.Mutex    // protects what follows; may be taken with any other lock held
-	list []*sealedConn
-	over bool // nobody looks any more
-}
-
-// add says false if nobody looks any more.
-func (b *settled) add(s *sealedConn) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.over {
-		return false
-	}
-	b.list = append(b.list, s)
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
-	return true
-}
-
-func (b *settled) len() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.list)
-}
-
-// take empties it; over: for good.
-func (b *settled) take(room []*sealedConn, over bool) []*sealedConn {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	list := b.list
-	b.list, b.over = room[:0], over
-	return list
-}
-
 // settled is called by a connection, with its lock held, when it is sealed or stays.
 func (g *giver) settled(s *sealedConn) {
+	if s.o.why == "" && s.c.session != nil && s.c.session.save != nil {
+		go g.pack(s) // what the app does there may take its time
+		return
+	}
+	g.hand(s)
+}
+
+// pack lets the app save the state of a connection.
+func (g *giver) pack(s *sealedConn) {
+	r, err := s.c.pack()
+	if s.r = r; err != nil {
+		g.hooks.Log("handoff: %v", err)
+		s.failed = true
+	}
+	failpoint("give.sealed")
+	g.hand(s)
+}
+
+// hand passes a connection to the sender.
+func (g *giver) hand(s *sealedConn) {
 	if !g.inbox.add(s) {
 		go g.takeUp([]*sealedConn{s})
 	}
@@ -364,17 +364,12 @@ func (g *giver) transmit() {
 	defer close(g.sent)
 	var list []*sealedConn
 	for {
-		select {
-		case <-g.inbox.wake:
-			gather(maxBatch/2, g.inbox.len)
-			list = g.inbox.take(list, false)
-			g.sealed = append(g.sealed, g.sort(list)...)
-			for len(g.sealed) > 0 {
-				g.offer(g.batch())
-			}
-		case <-g.ctx.Done():
-			g.takeUp(g.inbox.take(nil, true))
+		if list = g.inbox.next(g.ctx, list); list == nil {
+			g.takeUp(g.inbox.end())
 			return
+		}
+		for g.sealed = g.sort(list); len(g.sealed) > 0; {
+			g.offer(g.batch())
 		}
 	}
 }
@@ -385,9 +380,7 @@ func (g *giver) sort(list []*sealedConn) (ready []*sealedConn) {
 	for _, s := range list {
 		delete(g.sealing, s)
 		if s.o.why != "" {
-			g.freeLocked(s)
-			g.open--
-			g.tally.kept[s.o.why]++
+			g.keptLocked(s, s.o.why)
 		}
 	}
 	g.notifyLocked()
@@ -395,31 +388,28 @@ func (g *giver) sort(list []*sealedConn) (ready []*sealedConn) {
 	for _, s := range list {
 		switch {
 		case s.o.why != "":
-		case s.r != nil:
-			ready = append(ready, s)
-		case s.c.saves():
-			go g.pack(s) // what the app does there may take its time
-		default:
+		case s.failed:
+			g.back(s, ReasonState)
+		case s.r == nil:
 			s.r, _ = s.c.pack()
 			failpoint("give.sealed")
+			fallthrough
+		default:
 			ready = append(ready, s)
 		}
 	}
 	return ready
 }
 
-// pack lets the app save the state of a connection.
-func (g *giver) pack(s *sealedConn) {
-	r, err := s.c.pack()
-	s.r = r
-	failpoint("give.sealed")
-	switch {
-	case err != nil:
-		g.hooks.Log("handoff: %v", err)
-		g.back(s, ReasonState)
-	case !g.inbox.add(s):
-		g.back(s, g.why())
+// keptLocked counts one that stays.
+func (g *giver) keptLocked(s *sealedConn, why Reason) {
+	if s.counted {
+		return
 	}
+	s.counted = true
+	g.tally.kept[why]++
+	g.freeLocked(s)
+	g.open--
 }
 
 // hungTime is after how long without a verdict the other process must be hanging: it refuses by itself what takes longer than verdictTime.
@@ -671,15 +661,27 @@ func (g *giver) confirm(list []uint32, all bool) {
 	}
 	failpoint("give.confirmed")
 	now := time.Now()
+	longest := time.Duration(0)
 	g.mu.Lock()
 	for _, s := range k.conns {
-		g.tally.longest = max(g.tally.longest, now.Sub(s.o.told))
+		longest = max(longest, now.Sub(s.o.told))
 		g.freeLocked(s)
 	}
+	g.tally.longest = max(g.tally.longest, longest)
+	g.paceLocked(longest)
 	g.tally.moved += len(k.conns)
 	g.notifyLocked()
 	g.mu.Unlock()
 	go g.letGo(k.conns) // nobody waits for that, but the next receipts for us
+}
+
+// paceLocked learns from the longest pause of some connections.
+func (g *giver) paceLocked(longest time.Duration) {
+	if longest > pauseGoal {
+		g.atOnce = max(g.atOnce*7/8, atOnceLeast)
+	} else if longest < pauseGoal/2 {
+		g.atOnce = min(g.atOnce+4, atOnceMost)
+	}
 }
 
 // letGo closes our descriptors.
@@ -753,9 +755,7 @@ func (g *giver) back(s *sealedConn, why Reason) {
 	if next != nil {
 		g.tried[next] = true
 	}
-	g.tally.kept[why]++
-	g.freeLocked(s)
-	g.open--
+	g.keptLocked(s, why)
 	g.notifyLocked()
 }
 

@@ -177,13 +177,6 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// saves says that packing calls the app.
-func (c *conn) saves() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.session != nil && c.session.save != nil
-}
-
 // addState calls the app's function, outside of any lock of ours.
 func (r *record) addState(s *session) (err error) {
 	switch {

@@ -1,10 +1,10 @@
 package upgrade
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -29,7 +29,8 @@ type taker struct {
 	barrier   bool
 	parser    recordParser
 	buf       []byte // payload of the OFFER under way; the reader's
-	verdicts  verdicts
+	verdicts  batcher[verdict]
+	offers    chan struct{} // has room for one; tells hurry
 
 	mu    sync.Mutex // protects what follows; taken before a conn's
 	held  map[uint32]*heldConn
@@ -47,7 +48,8 @@ type heldConn struct {
 // take runs until the giver has sent END or is dead. It closes the channel.
 func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*taker, error) {
 	t := &taker{ch: ch, hooks: opt, listeners: map[string]*listener{}, held: map[uint32]*heldConn{}}
-	t.verdicts.wake = make(chan struct{}, 1)
+	t.verdicts.init()
+	t.offers = make(chan struct{}, 1)
 	for _, l := range ls {
 		t.listeners[l.name] = l
 	}
@@ -59,9 +61,10 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 	}
 	t.barrier = own.Mode == string(Barrier) || peer.Mode == string(Barrier)
 	failpoint("take.begin")
-	over := make(chan struct{})
-	defer close(over)
-	go t.tellAll(over)
+	ctx, cancel := context.WithCancel(opt.ctx)
+	defer cancel()
+	go t.tellAll(ctx)
+	go t.hurry(ctx)
 	for {
 		f, err := ch.next()
 		if err == nil && f.kind == frameEnd {
@@ -136,11 +139,7 @@ func (t *taker) offered(f frame) error {
 		go t.ch.sendFull(b, nil)
 		return nil
 	}
-	if err := t.show(f); err != nil {
-		return err
-	}
-	t.verdicts.signal() // of connections that are waited for
-	return nil
+	return t.show(f)
 }
 
 // show reads the records of an OFFER and gives the connections to their listeners, which wake once.
@@ -150,6 +149,7 @@ func (t *taker) show(f frame) error {
 		f.closeAll()
 		return err
 	}
+	t.verdicts.expect(len(records))
 	now := time.Now()
 	conns := make([]*conn, 0, len(records))
 	for i, b := range records {
@@ -164,6 +164,10 @@ func (t *taker) show(f frame) error {
 		t.held[n] = &heldConn{c: c, offered: now}
 		t.waits++
 		t.mu.Unlock()
+	}
+	select {
+	case t.offers <- struct{}{}:
+	default:
 	}
 	deliver(conns)
 	failpoint("take.adopted")
@@ -270,84 +274,44 @@ func (t *taker) judgeLocked(h *heldConn) {
 	}
 }
 
-// verdicts are what the app has said and the giver does not know yet.
-type verdicts struct {
-	wake chan struct{} // has room for one
-	mu   sync.Mutex    // protects list; may be taken with any other lock held
-	list []verdict
-}
-
 type verdict struct {
 	n   uint32
 	c   *conn  // nil: it never came to one
 	why Reason // empty: accepted
 }
 
-func (v *verdicts) add(x verdict) {
-	v.mu.Lock()
-	v.list = append(v.list, x)
-	v.mu.Unlock()
-	v.signal()
-}
-
-func (v *verdicts) signal() {
-	select {
-	case v.wake <- struct{}{}:
-	default:
-	}
-}
-
-// gather returns what has come, when nothing more comes at once: one frame tells of many.
-func (v *verdicts) gather(room []verdict) []verdict {
-	gather(maxBatch/2, func() int {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		return len(v.list)
-	})
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	list := v.list
-	v.list = room[:0]
-	return list
-}
-
-// gather lets others run until there is enough, or nobody adds anything.
-func gather(enough int, have func() int) {
-	for last := 0; ; {
-		n := have()
-		if n >= enough || n == last {
-			return
-		}
-		last = n
-		runtime.Gosched()
-	}
-}
-
 // judged is called by a connection, with its lock held, when its app has said yes or no.
 func (t *taker) judged(n uint32, c *conn, why Reason) { t.verdicts.add(verdict{n, c, why}) }
 
-// tellAll tells the giver what the app says, until the taker is over.
-func (t *taker) tellAll(over <-chan struct{}) {
-	check := time.NewTimer(0)
-	defer check.Stop()
+// tellAll tells the giver what the app says, until ctx ends.
+func (t *taker) tellAll(ctx context.Context) {
 	var list []verdict
-	for checking := true; ; {
-		select {
-		case <-t.verdicts.wake:
-			list = t.verdicts.gather(list)
-			t.tell(list)
-		case <-check.C:
-			checking = false
-			t.tell(t.overdue())
-		case <-over:
+	for {
+		if list = t.verdicts.next(ctx, list); list == nil {
 			return
 		}
-		t.mu.Lock()
-		waits := t.waits > 0
-		t.mu.Unlock()
-		if waits && !checking {
-			checking = true
-			check.Reset(verdictTime / 16)
+		t.tell(list)
+	}
+}
+
+// hurry makes the verdicts of an app that does not come to one, until ctx ends.
+func (t *taker) hurry(ctx context.Context) {
+	for {
+		select {
+		case <-t.offers:
+		case <-ctx.Done():
+			return
+		}
+		for waits := true; waits; {
+			select {
+			case <-time.After(verdictTime / 16):
+			case <-ctx.Done():
+				return
+			}
+			t.tell(t.overdue())
+			t.mu.Lock()
+			waits = t.waits > 0
+			t.mu.Unlock()
 		}
 	}
 }
