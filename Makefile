@@ -47,7 +47,7 @@ e2e: build ## on machines with real systemd and sshd
 	$(GO) test -count=1 -v -timeout 25m $(E2E)
 
 bench: ## figures as ratios and medians in one run
-	$(GO) test -run "^$$" -bench . -benchtime 10x -timeout 60m ./supervisor ./remote
+	$(GO) test -run "^$$" -bench . -benchtime 10x -timeout 60m ./supervisor ./remote ./upgrade
 
 fuzz: ## every target for FUZZTIME
 	sh testdata/fuzz.sh $(FUZZTIME)

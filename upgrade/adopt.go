@@ -275,7 +275,6 @@ func (c *conn) abandon() {
 type arrival struct {
 	conn
 	socket fdSocket
-	ends   [2]tcpEnd
 }
 
 // tcpEnd is an address with its bytes.
@@ -284,10 +283,9 @@ type tcpEnd struct {
 	ip [net.IPv6len]byte
 }
 
-func (e *tcpEnd) set(a netip.AddrPort) net.Addr {
+func (e *tcpEnd) set(a netip.AddrPort) {
 	e.Port, e.Zone = int(a.Port()), a.Addr().Zone()
 	e.IP = e.ip[:copy(e.ip[:], a.Addr().AsSlice())]
-	return &e.TCPAddr
 }
 
 // makeAdopted makes a connection of a record and its descriptor, which is ours from here on, also with an error.
@@ -298,10 +296,7 @@ func (l *listener) makeAdopted(p *replay, fd int) (*conn, error) {
 		return nil, fmt.Errorf("adopt a connection of listener %q (%s) at listener %q (%s)", r.listener, r.protocol, l.name, l.protocol.name)
 	}
 	a := &arrival{}
-	if r.local.IsValid() && r.remote.IsValid() {
-		a.socket.local, a.socket.remote = a.ends[0].set(r.local), a.ends[1].set(r.remote)
-	}
-	if err := a.socket.init(fd); err != nil {
+	if err := a.socket.init(fd, r); err != nil {
 		return nil, err
 	}
 	return newAdopted(&a.conn, &a.socket, l, p), nil
@@ -310,13 +305,18 @@ func (l *listener) makeAdopted(p *replay, fd int) (*conn, error) {
 // fdSocket is a connection made of a descriptor, in the cheapest way there is: a quarter of the price of net.FileConn.
 type fdSocket struct {
 	*os.File
-	local, remote net.Addr
+	local, remote tcpEnd
+	other         *[2]net.Addr // instead of these, if it is no TCP
 }
 
-// init takes fd over: with an error it is closed. The addresses may be known.
-func (s *fdSocket) init(fd int) (err error) {
-	if s.local == nil {
-		s.local, s.remote, err = addresses(fd)
+// init takes fd over: with an error it is closed. The record may know the addresses.
+func (s *fdSocket) init(fd int, r *record) (err error) {
+	if r.local.IsValid() && r.remote.IsValid() {
+		s.local.set(r.local)
+		s.remote.set(r.remote)
+	} else {
+		s.other = &[2]net.Addr{}
+		s.other[0], s.other[1], err = addresses(fd)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -373,8 +373,19 @@ func zone(index uint32) string {
 	return fmt.Sprint(index)
 }
 
-func (s *fdSocket) LocalAddr() net.Addr  { return s.local }
-func (s *fdSocket) RemoteAddr() net.Addr { return s.remote }
+func (s *fdSocket) LocalAddr() net.Addr {
+	if s.other != nil {
+		return s.other[0]
+	}
+	return &s.local.TCPAddr
+}
+
+func (s *fdSocket) RemoteAddr() net.Addr {
+	if s.other != nil {
+		return s.other[1]
+	}
+	return &s.remote.TCPAddr
+}
 
 func (s *fdSocket) Read(p []byte) (int, error) {
 	n, err := s.File.Read(p)

@@ -33,17 +33,15 @@ const (
 // conn is a connection that can move. It is a net.Conn for the app and has a second set of methods for whoever moves it
 // (begin, confirm, resume; verdict, open, abandon).
 //
-// Locks, in the order in which they are taken: reading, writing, mu. The first two are held while the socket blocks and make readers and
-// writers wait for each other; mu protects everything below it and is never held while anything blocks.
+// mu protects everything below it and is never held while anything blocks; inRead and writing make readers and writers wait for each other.
 type conn struct {
 	sock     socket
 	listener *listener
-	reading  sync.Mutex
-	writing  sync.Mutex
 
 	mu       sync.Mutex
 	state    state
-	inWrite  bool
+	writing  bool // a Write is under way, or who must not meet one
+	inWrite  bool // and in the socket
 	waking   bool // the read deadline is ours, to wake a Read
 	unarmed  bool // the read deadline is ours, and no Read is in the socket
 	stopping bool // the write deadline is ours
@@ -56,10 +54,11 @@ type conn struct {
 	readBy  instant // as the app wants it
 	writeBy instant
 	changed chan struct{} // closed when something changed that somebody waits for
-	readErr error         // came after the bytes in the inbox
+	readErr *lateError
 	codec   codec
 	in      inbox
-	tail    []byte // written by the app, not taken by the kernel; goes first
+	wide    *wideReader // nil as long as messages fit into the library's buffer
+	tail    []byte      // written by the app, not taken by the kernel; goes first
 	replay  *replay
 	idle    *idle
 	offer   *offer
@@ -79,6 +78,9 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) { return c.sock.SyscallCon
 
 // NetConn returns the connection below, of which the same is true.
 func (c *conn) NetConn() net.Conn { return c.sock }
+
+// lateError is an error of the wire that came after bytes that are still in the inbox.
+type lateError struct{ error }
 
 // instant is a time.Time in a third of the room: nanoseconds since the process began, 0 for none.
 type instant int64
@@ -217,10 +219,10 @@ func (c *conn) Close() error {
 
 // CloseWrite ends the writing half, as servers do that want the client to read an error to its end.
 func (c *conn) CloseWrite() error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.beginWriteLocked()
+	defer c.endWriteLocked()
 	s, ok := c.sock.(interface{ CloseWrite() error })
 	if c.state != running || !ok {
 		return c.deadErrorLocked("close")

@@ -147,9 +147,9 @@ func (c *conn) sealLocked() {
 // pack makes the record of a sealed connection. The state comes from the app, whose handler has returned. With an error the
 // record is without it.
 func (c *conn) pack() (*record, error) {
-	c.writing.Lock() // a Write that had begun before the seal is over
-	defer c.writing.Unlock()
 	c.mu.Lock()
+	c.beginWriteLocked() // one that had begun before the seal is over
+	c.endWriteLocked()
 	r := &record{
 		listener: c.listener.name, protocol: c.listener.protocol.name,
 		opening: c.opening(), kept: append([]byte(nil), c.in.kept()...), unsent: c.tail,

@@ -47,6 +47,7 @@ func runApp(p Protocol, serve func(net.Listener)) {
 		os.Exit(3)
 	}()
 	profile()
+	tellMemory()
 	up, err := New(Options{States: []uint32{1}, Mode: Mode(os.Getenv("UPGRADE_TEST_MODE")), Log: log.Printf})
 	if err != nil {
 		log.Fatal(err)

@@ -5,7 +5,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Read implements net.Conn. It never returns bytes of one message together with the end of the one before.
@@ -13,24 +16,30 @@ func (c *conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	c.reading.Lock()
-	defer c.reading.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
-		if wait, err := c.gateLocked(len(p)); err != nil {
-			return 0, err
-		} else if wait {
+		if c.inRead > 0 { // another Read
+			c.awaitLocked(0)
 			continue
 		}
-		if n := c.in.deliver(p); n > 0 {
-			return n, nil
+		if c.state != running || c.offer != nil || c.parking {
+			if wait, err := c.gateLocked(len(p)); err != nil {
+				return 0, err
+			} else if wait {
+				continue
+			}
 		}
-		if c.scanLocked() {
-			continue
+		if c.in.block != nil {
+			if n := c.in.deliver(p); n > 0 {
+				return n, nil
+			}
+			if c.scanLocked() {
+				continue
+			}
 		}
 		if c.readErr != nil {
-			return 0, c.readErr
+			return 0, c.readErr.error
 		}
 		if n, err := c.fillLocked(p); n > 0 || err != nil {
 			return n, err
@@ -144,15 +153,20 @@ const tlsHandshake = 0x16 // first byte of a TLS connection
 
 // fillLocked reads from the wire, into p if possible. Without bytes and without an error: look again.
 func (c *conn) fillLocked(p []byte) (int, error) {
+	if c.in.block == nil && c.wide != nil && len(p) < wideRead {
+		return 0, c.wideLocked(len(p))
+	}
 	if len(c.in.ahead()) > 0 && len(p) < readAhead {
 		return 0, c.fetchLocked()
 	}
-	if more := c.codec.missing(); more > int64(len(p)) && c.in.mayJournal(more) && c.codec.replays() {
-		return 0, c.aheadLocked(int(more))
+	if c.in.block != nil {
+		if more := c.codec.missing(); more > int64(len(p)) && c.in.mayJournal(more) && c.codec.replays() {
+			return 0, c.aheadLocked(int(more))
+		}
 	}
-	n, err := c.receiveLocked(p)
+	n, err := c.receiveLocked(p, nil)
 	if n > 0 {
-		return c.arrivedLocked(p[:n]), nil
+		return c.arrivedLocked(p[:n], n == len(p)), nil
 	}
 	if err == nil {
 		return 0, nil
@@ -163,7 +177,7 @@ func (c *conn) fillLocked(p []byte) (int, error) {
 // laterLocked keeps an error until the bytes that are held have been delivered.
 func (c *conn) laterLocked(err error) error {
 	if len(c.in.ahead()) > 0 && !isTimeout(err) {
-		c.readErr, err = err, nil
+		c.readErr, err = &lateError{err}, nil
 	}
 	return err
 }
@@ -173,7 +187,7 @@ func (c *conn) laterLocked(err error) error {
 func (c *conn) aheadLocked(more int) error {
 	c.in.room(more)
 	have := len(c.in.block.b)
-	n, err := c.receiveLocked(c.in.block.b[have : have+more])
+	n, err := c.receiveLocked(c.in.block.b[have:have+more], nil)
 	if c.in.block.b = c.in.block.b[:have+n]; n > 0 {
 		return nil
 	}
@@ -187,7 +201,7 @@ const readAhead = 512
 func (c *conn) fetchLocked() error {
 	b := newBlock(32 * readAhead)
 	defer b.free()
-	n, err := c.receiveLocked(b.b[:cap(b.b)])
+	n, err := c.receiveLocked(b.b[:cap(b.b)], nil)
 	if n > 0 {
 		c.in.add(b.b[:n])
 		return nil
@@ -198,17 +212,27 @@ func (c *conn) fetchLocked() error {
 	return err
 }
 
-// receiveLocked is one read from the socket, without the lock. Woken by us it returns nothing.
-func (c *conn) receiveLocked(p []byte) (int, error) {
+// receiveLocked is one read from the socket, without the lock, into p or by w. Woken by us it returns nothing.
+func (c *conn) receiveLocked(p []byte, w *wideReader) (n int, err error) {
 	if c.unarmed {
 		c.unarmed = false
 		c.armLocked()
 	}
 	c.inRead = int32(min(len(p), wholeRead))
+	if w != nil {
+		c.inRead = wholeRead
+	}
 	c.mu.Unlock()
-	n, err := c.sock.Read(p)
+	if w != nil {
+		n, err = w.receive(c.sock)
+	} else {
+		n, err = c.sock.Read(p)
+	}
 	c.mu.Lock()
 	c.inRead = 0
+	if c.changed != nil {
+		c.notifyLocked()
+	}
 	if n > 0 && c.idle != nil {
 		c.askedLocked()
 	}
@@ -224,8 +248,73 @@ func (c *conn) receiveLocked(p []byte) (int, error) {
 	return n, err
 }
 
-// arrivedLocked decides what of b, which is in the app's buffer, is delivered: the rest is kept here.
-func (c *conn) arrivedLocked(b []byte) int {
+// wideReader reads more at a time than the library asks for, into memory of ours, where messages are longer than its buffer. Each byte is copied
+// once more, but there are fewer system calls; and the start of an unfinished message is kept for replay without another copy. While nothing comes
+// there is no buffer.
+type wideReader struct {
+	raw   syscall.RawConn
+	read  func(fd uintptr) bool
+	block *block
+	err   error
+}
+
+// wideRead is how much is read at a time.
+const wideRead = 16 << 10
+
+// widenLocked begins to read more at a time.
+func (c *conn) widenLocked() {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return
+	}
+	w := &wideReader{raw: raw}
+	w.read = func(fd uintptr) bool {
+		b := newBlock(wideRead)
+		n, err := unix.Read(int(fd), b.b[:cap(b.b)])
+		for err == unix.EINTR {
+			n, err = unix.Read(int(fd), b.b[:cap(b.b)])
+		}
+		if n > 0 {
+			b.b = b.b[:n]
+			w.block = b
+		} else {
+			b.free()
+		}
+		w.err = err
+		return err != unix.EAGAIN
+	}
+	c.wide = w
+}
+
+// receive waits, and leaves what has come in the block.
+func (w *wideReader) receive(s socket) (int, error) {
+	err := w.raw.Read(w.read)
+	switch {
+	case w.block != nil:
+		return len(w.block.b), nil
+	case isTimeout(err):
+		return 0, opError("read", s, os.ErrDeadlineExceeded)
+	case err != nil:
+		return 0, opError("read", s, net.ErrClosed)
+	case w.err != nil:
+		return 0, opError("read", s, os.NewSyscallError("read", w.err))
+	}
+	return 0, io.EOF
+}
+
+// wideLocked reads what follows into the inbox, which is empty. A Read of size bytes would not have been enough, or from now on will be again.
+func (c *conn) wideLocked(size int) error {
+	w := c.wide
+	n, err := c.receiveLocked(nil, w)
+	c.in.block, w.block = w.block, nil
+	if n > 0 && n <= size {
+		c.wide = nil
+	}
+	return err
+}
+
+// arrivedLocked decides what of b, which is in the app's buffer, is delivered: the rest is kept here. whole: there was no room for more.
+func (c *conn) arrivedLocked(b []byte, whole bool) int {
 	if len(c.in.ahead()) > 0 || c.parking { // a held head goes on; or nothing does
 		c.in.add(b)
 		return 0
@@ -251,6 +340,9 @@ func (c *conn) arrivedLocked(b []byte) int {
 	default:
 		c.in.journal(b[:n], c.codec.missing())
 		c.in.add(b[n:])
+		if whole && len(b) < wideRead && c.wide == nil {
+			c.widenLocked()
+		}
 	}
 	return n
 }
