@@ -112,6 +112,7 @@ const thawTime = 5 * time.Second
 // changeSides is the moment of the change: one CONFIRM for all. What was refused comes back after it.
 func (g *giver) changeSides() {
 	g.mu.Lock()
+	g.barrier = false
 	var list []uint32
 	refused := map[*sealedConn]Reason{}
 	for n, s := range g.pending.all() {

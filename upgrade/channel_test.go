@@ -137,6 +137,29 @@ func TestHandoff_FromListenerToListener(t *testing.T) {
 	}
 }
 
+// TestHandoff_AfterTheBarrier_LateOnesMoveOneByOne: what was busy when the others changed sides is not left between the two.
+func TestHandoff_AfterTheBarrier_LateOnesMoveOneByOne(t *testing.T) {
+	from, to := echoing(t), echoing(t)
+	callers(t, from, 3)
+	a, b := channels(t)
+	own := testHello(1)
+	own.Mode = string(Barrier)
+	done := takeInto(b, testHello(1), to)
+	g := startGiver(t, a, own)
+	g.all(within(t), []*listener{from})
+	late := callers(t, from, 2)
+	g.linger([]*listener{from})
+	g.await(within(t), func() bool { return g.open == 0 })
+	talk(t, late)
+	g.end()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if n := len(to.conns()); n != 5 {
+		t.Errorf("%d connections have moved", n)
+	}
+}
+
 func TestHandoff_NoVersionInCommon_NothingMoves(t *testing.T) {
 	a, b := channels(t)
 	done := takeInto(b, testHello(2, 3))

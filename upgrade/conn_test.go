@@ -133,7 +133,7 @@ func say(t testing.TB, w io.Writer, s string) {
 }
 
 func TestRead_NeverSpansMessages(t *testing.T) {
-	client, c := pair(t, newTestListener(t, Lines()))
+	client, c := pair(t, newTestListener(t, partLines()))
 	say(t, client, "one\ntwo\nthr")
 	buf := make([]byte, 100)
 	for _, want := range []string{"one\n", "two\n", "thr"} {
@@ -147,7 +147,7 @@ func TestRead_NeverSpansMessages(t *testing.T) {
 }
 
 func TestHandoff_WakesTheRead_AndKeepsTheRest(t *testing.T) {
-	l, l2 := newTestListener(t, Lines()), newTestListener(t, Lines())
+	l, l2 := newTestListener(t, partLines()), newTestListener(t, partLines())
 	client, c := pair(t, l)
 	say(t, client, "hel")
 	expect(t, c, "hel")
@@ -184,7 +184,7 @@ func TestHandoff_WakesTheRead_AndKeepsTheRest(t *testing.T) {
 }
 
 func TestAdopted_TouchesNothingBeforeItIsOpen(t *testing.T) {
-	l, l2 := newTestListener(t, Lines()), newTestListener(t, Lines())
+	l, l2 := newTestListener(t, partLines()), newTestListener(t, partLines())
 	client, c := pair(t, l)
 	r := mustSeal(t, c)
 	next := adopted(t, l2, c, r)
@@ -204,7 +204,7 @@ func TestAdopted_TouchesNothingBeforeItIsOpen(t *testing.T) {
 // TestUnsent_MovesTwice: a client that reads nothing has megabytes waiting while its connection moves, and moves again while they
 // flow.
 func TestUnsent_MovesTwice(t *testing.T) {
-	client, c := pair(t, newTestListener(t, Lines()))
+	client, c := pair(t, newTestListener(t, partLines()))
 	c.sock.(*net.TCPConn).SetWriteBuffer(4096)
 	sum := sha256.New()
 	part := func(letter byte) []byte {
@@ -235,7 +235,7 @@ func TestUnsent_MovesTwice(t *testing.T) {
 		if len(r.unsent) < (i+1)*300<<10 {
 			t.Fatalf("move %d carries %d unsent bytes", i, len(r.unsent))
 		}
-		next := adopted(t, newTestListener(t, Lines()), c, r)
+		next := adopted(t, newTestListener(t, partLines()), c, r)
 		look(next)
 		c.confirm()
 		next.open()
@@ -269,7 +269,7 @@ func TestLongMessage_IsWaitedFor(t *testing.T) {
 type readerOnly struct{ io.Reader }
 
 func TestDeadlines_AreTheAppsOwn(t *testing.T) {
-	client, c := pair(t, newTestListener(t, Lines()))
+	client, c := pair(t, newTestListener(t, partLines()))
 	c.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
 	_, err := c.Read(make([]byte, 9))
 	if ne, ok := err.(net.Error); !ok || !ne.Timeout() {
@@ -319,7 +319,7 @@ func TestStays(t *testing.T) {
 }
 
 func TestStuckHandler_GetsItsConnectionBackWhenItCloses(t *testing.T) {
-	l := newTestListener(t, Lines())
+	l := newTestListener(t, partLines())
 	client, c := pair(t, l)
 	o := c.begin()
 	if _, err := c.Read(make([]byte, 9)); err != ErrHandoff {
@@ -343,7 +343,7 @@ func TestStuckHandler_GetsItsConnectionBackWhenItCloses(t *testing.T) {
 }
 
 func TestBusyReader_GoesOnAfterTheAttempt(t *testing.T) {
-	client, c := pair(t, newTestListener(t, Lines()))
+	client, c := pair(t, newTestListener(t, partLines()))
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	o := c.begin()
@@ -355,7 +355,7 @@ func TestBusyReader_GoesOnAfterTheAttempt(t *testing.T) {
 }
 
 func TestPark_WaitsWithoutTellingTheApp(t *testing.T) {
-	client, c := pair(t, newTestListener(t, Lines()))
+	client, c := pair(t, newTestListener(t, partLines()))
 	got := make(chan error, 1)
 	go func() {
 		b := make([]byte, 2)
@@ -383,7 +383,7 @@ func TestPark_WaitsWithoutTellingTheApp(t *testing.T) {
 }
 
 func TestSession_StateTravels_AndOnIfNobodyTakesIt(t *testing.T) {
-	_, c := pair(t, newTestListener(t, Lines()))
+	_, c := pair(t, newTestListener(t, partLines()))
 	SessionOfConn(c).Save(3, func() ([]byte, error) { return []byte("seven"), nil })
 	for range 2 {
 		next := c.resume(mustSeal(t, c))
@@ -576,7 +576,7 @@ func TestNetHTTP_RequestInFlightNoticesNothing(t *testing.T) {
 }
 
 func TestErrors_LookLikeThoseOfPackageNet(t *testing.T) {
-	l, l2 := newTestListener(t, Lines()), newTestListener(t, Lines())
+	l, l2 := newTestListener(t, partLines()), newTestListener(t, partLines())
 	_, c := pair(t, l)
 	next := adopted(t, l2, c, mustSeal(t, c))
 	look(next)

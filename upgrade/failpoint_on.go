@@ -13,14 +13,20 @@ import (
 )
 
 // broken is what UPGRADE_FAILPOINT asks for: NAME=ACTION[@N], at the Nth time (default 1) that NAME is reached: kill (this process, at once),
-// stop (SIGSTOP: it hangs until somebody ends it).
+// stop (SIGSTOP: it hangs until somebody ends it). Or @FILE: that is in a file, if there is one by then, since a process and the one that follows it have
+// one environment.
 var broken struct {
 	name, action string
 	left         atomic.Int64
 }
 
 func init() {
-	name, action, _ := strings.Cut(os.Getenv("UPGRADE_FAILPOINT"), "=")
+	asked := os.Getenv("UPGRADE_FAILPOINT")
+	if path, ok := strings.CutPrefix(asked, "@"); ok {
+		b, _ := os.ReadFile(path)
+		asked = strings.TrimSpace(string(b))
+	}
+	name, action, _ := strings.Cut(asked, "=")
 	action, at, _ := strings.Cut(action, "@")
 	n, err := strconv.Atoi(at)
 	if err != nil {

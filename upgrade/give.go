@@ -59,11 +59,10 @@ type sealedConn struct {
 
 // giver gives away the connections of some listeners, until end or the end of the other process.
 type giver struct {
-	ch      *channel
-	own     hello
-	peer    hello
-	hooks   Options
-	barrier bool
+	ch    *channel
+	own   hello
+	peer  hello
+	hooks Options
 
 	ctx    context.Context // ends with the giver
 	cancel context.CancelFunc
@@ -85,6 +84,7 @@ type giver struct {
 	unjudged int
 	broken   Reason // why nothing more is offered
 	hangs    bool
+	barrier  bool // nobody changes sides before all do; after that, late ones move one by one
 	tally    tally
 }
 
@@ -608,9 +608,10 @@ func (g *giver) receipt(list []uint32) {
 			s.receipt = true
 		}
 	}
+	barrier := g.barrier
 	g.notifyLocked()
 	g.mu.Unlock()
-	if !g.barrier {
+	if !barrier {
 		g.confirm(list, false)
 	}
 }
@@ -858,11 +859,11 @@ func (g *giver) count(why Reason, n int) {
 	g.tally.kept[why] += n
 }
 
-// alive says that more can be given.
+// alive says that more can be given. After a barrier that came to nothing it cannot: the shared state is here.
 func (g *giver) alive() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.broken == "" && g.ctx.Err() == nil
+	return g.broken == "" && g.ctx.Err() == nil && !g.barrier
 }
 
 // await waits until what holds; it is asked with the lock.

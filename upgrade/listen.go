@@ -1,10 +1,11 @@
 package upgrade
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,68 +32,112 @@ func Named(name string) ListenOption { return named(name) }
 
 // Listen returns the inherited listener with that name or address, or binds it if nothing was inherited. One that was inherited alone is taken
 // whatever the address says: then the host has decided. Its Accept returns new connections and those of the release before.
+//
+// Connections go to the listener of the same name in the other release. Without [Named] the name is the host's, or made of network and address; the
+// second listener with the same one is told apart by a number, so the order of the calls counts then.
+//
+// A process that nobody supervises hands on what it has bound, by network and address as they are written here. It alone unlinks the path of a unix socket, when it ends
+// for good. Until then the address stays bound, even if the listener is closed.
 func (u *Upgrader) Listen(network, address string, opts ...ListenOption) (net.Listener, error) {
 	c := listenConfig{protocol: HTTP()}
 	for _, o := range opts {
 		o.apply(&c)
 	}
-	name, f, err := u.inherited.take(c.name, network, address)
+	if network == "unixpacket" {
+		c.protocol = None() // what we put back together is a stream
+	}
+	base, name, err := u.socket(c.name, network, address)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("upgrade: listen on %s %q: %w", network, address, err)
 	}
-	var base net.Listener
-	if f != nil {
-		defer f.Close()
-		base, err = net.FileListener(f)
-	} else {
-		base, err = new(net.ListenConfig).Listen(context.Background(), network, address)
-	}
-	if err != nil {
-		return nil, err
-	}
-	s, ok := base.(socketListener)
-	if !ok {
-		base.Close()
-		return nil, fmt.Errorf("upgrade: listen on %s %s: not a stream socket", network, address)
-	}
-	if x, ok := base.(*net.UnixListener); ok && f != nil {
-		x.SetUnlinkOnClose(false) // the path is the supervisor's
-	}
-	if name == "" {
-		name = network + ":" + address
-	}
-	l := newListener(s, name, c.protocol)
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	l := newListener(base, u.uniqueLocked(name, network, address), c.protocol)
+	l.paused = u.waiting
 	u.listeners = append(u.listeners, l)
 	return l, nil
 }
 
-// ListenPacket returns the inherited datagram socket with that name or address, or binds it. During an upgrade both releases read from it, and each datagram goes
-// to one of them; at SIGTERM ours is closed.
+// uniqueLocked is the name of the next listener.
+func (u *Upgrader) uniqueLocked(name, network, address string) string {
+	if name == "" {
+		name = network + ":" + address
+	}
+	unique := name
+	for n := 2; slices.ContainsFunc(u.listeners, func(l *listener) bool { return l.name == unique }); n++ {
+		unique = fmt.Sprintf("%s#%d", name, n)
+	}
+	return unique
+}
+
+// socket finds or makes what Listen wraps, and its name.
+func (u *Upgrader) socket(name, network, address string) (socketListener, string, error) {
+	name, f, err := u.inherited.take(name, network, address)
+	if err != nil {
+		return nil, "", err
+	}
+	base, err := u.bind(f, network, address)
+	if err != nil {
+		return nil, "", err
+	}
+	s, ok := base.(socketListener)
+	if !ok {
+		base.Close()
+		return nil, "", errors.New("not a stream socket")
+	}
+	return s, name, nil
+}
+
+func (u *Upgrader) bind(f *os.File, network, address string) (net.Listener, error) {
+	switch {
+	case f != nil: // the path of a unix socket is the supervisor's
+		defer f.Close()
+		return net.FileListener(f)
+	case u.alone != nil:
+		return u.alone.listen(network, address)
+	}
+	return net.Listen(network, address)
+}
+
+// ListenPacket returns the inherited datagram socket with that name or address, or binds it. Both releases have the same socket, and the kernel
+// one queue for it: the old one reads until connections begin to move, the new one from then on (under a supervisor from Ready on: for a moment either may), and what comes
+// in between waits in the kernel, whose buffer (net.core.rmem_default, SetReadBuffer) is all that can overflow. What the app answers to a datagram that it
+// has read still goes out. After SIGTERM reads wait until Close; if no other process has the socket it is closed.
 func (u *Upgrader) ListenPacket(network, address string, opts ...ListenOption) (net.PacketConn, error) {
 	var c listenConfig
 	for _, o := range opts {
 		o.apply(&c)
 	}
-	_, f, err := u.inherited.take(c.name, network, address)
+	p, err := u.packetSocket(c.name, network, address)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("upgrade: listen on %s %q: %w", network, address, err)
 	}
-	var p net.PacketConn
-	if f != nil {
-		defer f.Close()
-		p, err = net.FilePacketConn(f)
-	} else {
-		p, err = net.ListenPacket(network, address)
-	}
-	if err != nil {
-		return nil, err
+	g := gated(p)
+	if g == nil {
+		p.Close()
+		return nil, fmt.Errorf("upgrade: listen on %s %q: neither udp nor unixgram", network, address)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.packets = append(u.packets, p)
-	return p, nil
+	if u.waiting || u.control != nil && !u.ready {
+		g.pause()
+	}
+	u.packets = append(u.packets, g)
+	return g, nil
+}
+
+func (u *Upgrader) packetSocket(name, network, address string) (net.PacketConn, error) {
+	_, f, err := u.inherited.take(name, network, address)
+	switch {
+	case err != nil:
+		return nil, err
+	case f != nil:
+		defer f.Close()
+		return net.FilePacketConn(f)
+	case u.alone != nil:
+		return u.alone.listenPacket(network, address)
+	}
+	return net.ListenPacket(network, address)
 }
 
 // inheritance is the sockets that systemd or a supervisor has passed (sd_listen_fds(3)) and nobody has taken yet.
@@ -167,7 +212,7 @@ func (in *inheritance) take(name, network, address string) (string, *os.File, er
 		if !in.any {
 			return name, nil, nil
 		}
-		return "", nil, fmt.Errorf("upgrade: listen on %s %s: none of the inherited sockets is meant (%s): say which with Named", network, address, in.textLocked())
+		return "", nil, fmt.Errorf("none of the inherited sockets is meant (%s): say which with Named", in.textLocked())
 	}
 	s := in.sockets[at]
 	in.sockets = append(in.sockets[:at], in.sockets[at+1:]...)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -28,26 +30,32 @@ const (
 
 // Options is what an app may want to say. The zero value will do for an app whose connections have no state, or keep none.
 type Options struct {
-	// States are the versions of state that this release can read: of sessions ([Session.Save]) and of OnFreeze. List the version of the release
-	// before as long as it may have to move on, and the next one's if a rollback shall take connections back.
+	// States are the versions of state that this release can read: of sessions ([Session.Save]) and of OnFreeze. A connection whose state has another one
+	// stays where it is. So that a rollback moves connections back, the release before must list what this one saves: teach a release to read
+	// a version before one saves it.
 	States []uint32
 
 	Mode     Mode          // Rolling or Barrier; if either release wants a barrier there is one
-	Patience time.Duration // how long a request in flight is waited for; 0: two seconds
+	Patience time.Duration // how long a request in flight, or a handler that is busy, is waited for; 0: two seconds
 
+	// The hooks of barrier mode, in their order. All may block until their context ends, within the time for the handoff; nil: nothing to do. With
+	// an error nothing moves, and the release goes on.
+	//
 	// OnPark is called in barrier mode when nothing more comes in: drain your queues, stop your tickers. Writes still go out.
 	OnPark func(context.Context) error
-	// OnFreeze returns what the app knows beyond single connections, and its version.
+	// OnFreeze returns what the app knows beyond single connections, at most 64 MiB, and its version.
 	OnFreeze func(context.Context) (version uint32, state []byte, err error)
 	// Freezes is that version, if it is always the same: then a release that does not list it is found out before anything stands still.
 	Freezes uint32
-	// OnThaw gets it in the next release, before the first connection.
+	// OnThaw gets it in the next release, before the first connection. It must be done within five seconds.
 	OnThaw func(ctx context.Context, version uint32, state []byte) error
 	// OnRollback undoes OnPark: some connections stay in this release, or all.
 	OnRollback func(context.Context)
 
-	// Log gets a line when something is out of the ordinary; nil: nobody.
+	// Log gets a line, without a line feed, when something is out of the ordinary; nil: nobody, or the standard logger when no supervisor is there to say it.
 	Log func(format string, args ...any)
+
+	Standalone // what only a process that nobody supervises needs
 
 	ctx context.Context // of the process
 }
@@ -73,6 +81,7 @@ type Upgrader struct {
 	opt       Options
 	control   *ctl.Conn // nil: no supervisor, or one that moves nothing
 	inherited *inheritance
+	alone     *standalone // nil: somebody else makes the new process
 	term      chan os.Signal
 	exit      chan struct{}
 	stop      chan struct{}
@@ -82,15 +91,21 @@ type Upgrader struct {
 
 	mu        sync.Mutex // protects what follows
 	listeners []*listener
-	packets   []io.Closer
+	packets   []packetConn
 	giver     *giver
 	callOff   context.CancelCauseFunc // ends the giving under way; nil: there is none
 	ready     bool
+	waiting   bool // the release before accepts and reads, until it gives
 	ending    bool // SIGTERM or Stop: we accept no more, ever
 }
 
-// New finds out who started this process (a supervisor, systemd, or somebody else) and takes over SIGTERM: it stops accepting, and Exit is closed as soon
-// as no connection is left.
+// New finds out who started this process and takes over SIGTERM: it stops accepting, and Exit is closed as soon
+// as no connection is left. Three ways to run:
+//
+//   - Under hotdeployd (it has passed a control channel): the supervisor starts the next release, and connections move to it.
+//   - With sockets from systemd, without hotdeployd: a restart finds the same sockets, and whoever connects meanwhile waits in their queues. Connections do not
+//     move: at SIGTERM they drain, as long as TimeoutStopSec= allows.
+//   - Alone: SIGHUP, which New takes over, starts the new process, and connections move to it. See [Standalone].
 func New(opt Options) (*Upgrader, error) {
 	u := &Upgrader{opt: opt.withDefaults(), term: make(chan os.Signal, 1), exit: make(chan struct{}), stop: make(chan struct{})}
 	if u.opt.Mode != Rolling && u.opt.Mode != Barrier {
@@ -102,6 +117,14 @@ func New(opt Options) (*Upgrader, error) {
 	}
 	if u.control, err = openControl(); err != nil {
 		return nil, err
+	}
+	if u.control == nil && !u.inherited.any {
+		if opt.Log == nil {
+			u.opt.Log = log.Printf
+		}
+		if err := u.startAlone(); err != nil {
+			return nil, err
+		}
 	}
 	signal.Notify(u.term, syscall.SIGTERM)
 	go u.untilTerm()
@@ -123,13 +146,19 @@ func openControl() (*ctl.Conn, error) {
 	return ctl.NewConn(os.NewFile(uintptr(fd), "control"))
 }
 
-// Ready tells whoever started us that we serve (READY=1), and which connections we can take. Call it when all listeners are there.
+// Ready tells whoever started us that we serve (READY=1), and which connections we can take. Call it when all listeners are there and served; calling it
+// again is harmless. An error means that nobody was told. It does not wait: the connections of
+// the release before come afterwards.
 func (u *Upgrader) Ready() error {
 	u.mu.Lock()
 	first := !u.ready
 	u.ready = true
 	u.mu.Unlock()
+	if u.alone != nil {
+		return u.alone.ready(first)
+	}
 	if first && u.control != nil {
+		u.accept()
 		if err := u.control.Send(u.helloMessage(), nil, controlTime); err != nil {
 			return err
 		}
@@ -198,6 +227,12 @@ func (u *Upgrader) all() []*listener {
 	return append([]*listener(nil), u.listeners...)
 }
 
+func (u *Upgrader) allPackets() []packetConn {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.packets)
+}
+
 func (u *Upgrader) conns() (list []*conn) {
 	for _, l := range u.all() {
 		list = append(list, l.conns()...)
@@ -227,9 +262,12 @@ func (u *Upgrader) obey() {
 				u.give(ctx, m, f)
 			}()
 		case m.Type == ctl.Take && f != nil:
+			u.open()
 			go u.take(m, f)
 		case m.Type == ctl.Proceed:
 			u.proceed()
+		case u.alone != nil && f == nil:
+			u.alone.obey(m)
 		case f != nil:
 			f.Close()
 		}
@@ -259,11 +297,23 @@ func (u *Upgrader) beginGiving(m ctl.Message) (context.Context, func()) {
 
 // give hands everything over and reports.
 func (u *Upgrader) give(ctx context.Context, m ctl.Message, f *os.File) {
+	answer := u.handOver(ctx, f)
+	answer.ID = m.ID
+	if err := u.control.Send(answer, nil, controlTime); err != nil {
+		u.opt.Log("%v", err)
+	}
+}
+
+// handOver stops accepting, gives everything to whoever is at the other end of f, and says what came of it.
+func (u *Upgrader) handOver(ctx context.Context, f *os.File) ctl.Message {
+	for _, p := range u.allPackets() {
+		p.pause()
+	}
 	for _, l := range u.all() {
 		l.pause()
 		l.rest()
 	}
-	answer := ctl.Message{Type: ctl.Given, ID: m.ID}
+	answer := ctl.Message{Type: ctl.Given}
 	g, err := u.newGiver(ctx, f)
 	if err != nil {
 		answer.Error = err.Error()
@@ -276,9 +326,7 @@ func (u *Upgrader) give(ctx context.Context, m ctl.Message, f *os.File) {
 		}
 		g.report(&answer)
 	}
-	if err := u.control.Send(answer, nil, controlTime); err != nil {
-		u.opt.Log("%v", err)
-	}
+	return answer
 }
 
 func (u *Upgrader) newGiver(ctx context.Context, f *os.File) (*giver, error) {
@@ -366,16 +414,33 @@ func (u *Upgrader) accept() {
 	for _, l := range u.all() {
 		l.proceed()
 	}
+	for _, p := range u.allPackets() {
+		p.proceed()
+	}
+}
+
+// open is accept for a process that has waited for its turn.
+func (u *Upgrader) open() {
+	u.mu.Lock()
+	u.waiting = false
+	u.mu.Unlock()
+	u.accept()
 }
 
 func (u *Upgrader) untilTerm() {
 	select {
 	case <-u.term:
 	case <-u.stop:
+	case <-u.alone.succeeded():
 	}
+	follows := u.alone.halt()
 	u.retire()
 	g := u.currentGiver()
-	notify(fmt.Sprintf("STOPPING=1\nSTATUS=draining, %d connections left", len(u.conns())))
+	if follows {
+		go u.hurry()
+	} else {
+		notify(fmt.Sprintf("STOPPING=1\nSTATUS=draining, %d connections left", len(u.conns())))
+	}
 	if g != nil && g.alive() {
 		g.linger(u.all())
 	} else {
@@ -395,18 +460,20 @@ func (u *Upgrader) currentGiver() *giver {
 	return u.giver
 }
 
-// retire accepts no more, and gives the listening sockets back.
+// retire accepts no more, and gives the sockets back.
 func (u *Upgrader) retire() {
 	u.mu.Lock()
 	u.ending = true
-	packets := u.packets
-	u.packets = nil
 	u.mu.Unlock()
 	for _, l := range u.all() {
 		l.retire()
 	}
-	for _, p := range packets {
-		p.Close()
+	for _, p := range u.allPackets() {
+		if u.alone.last() {
+			p.Close() // else another process has the socket, and we may still have something to answer
+		} else {
+			p.pause()
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -121,7 +122,8 @@ func (b build) dir() (string, error) {
 	if err != nil { // no HOME, as in some containers
 		cache = filepath.Join(os.TempDir(), fmt.Sprintf("cache-%d", os.Getuid()))
 	}
-	sum := sha256.Sum256([]byte(b.goos + "\x00" + b.goarch + "\x00" + b.mark))
+	_, here, _, _ := runtime.Caller(0) // another copy of the sources has a directory of its own
+	sum := sha256.Sum256([]byte(b.goos + "\x00" + b.goarch + "\x00" + b.mark + "\x00" + here))
 	dir := filepath.Join(cache, "hotdeploy-apps", b.name+"-"+hex.EncodeToString(sum[:8]))
 	return dir, os.MkdirAll(dir, 0o700)
 }

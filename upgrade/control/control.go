@@ -32,6 +32,10 @@ const (
 	Take    = "take"
 	Given   = "given"
 	Proceed = "proceed"
+
+	// Between two processes without a supervisor.
+	Commit  = "commit"
+	Upgrade = "upgrade"
 )
 
 // Message is any message; which fields count is said in PROTOCOL.md.
@@ -81,6 +85,9 @@ func Pair() (*Conn, *os.File, error) {
 	}
 	return c, theirs, nil
 }
+
+// Files makes a channel of which neither end is used yet. Both are the caller's.
+func Files() (a, b *os.File, err error) { return socketPair(unix.SOCK_SEQPACKET, "control") }
 
 // HandoffPair makes the two ends of a handoff channel. Both are the caller's.
 func HandoffPair() (a, b *os.File, err error) { return socketPair(unix.SOCK_STREAM, "handoff") }

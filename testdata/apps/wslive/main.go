@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -22,11 +23,11 @@ import (
 )
 
 func main() {
-	up, err := upgrade.New(upgrade.Options{States: versions(), Mode: upgrade.Mode(os.Getenv("WSLIVE_MODE")), Log: log.Printf})
+	up, err := upgrade.New(options())
 	if err != nil {
 		log.Fatal(err)
 	}
-	ln, err := up.Listen("tcp", "127.0.0.1:8080")
+	ln, err := up.Listen(cmp.Or(os.Getenv("WSLIVE_NETWORK"), "tcp"), cmp.Or(os.Getenv("WSLIVE_ADDRESS"), "127.0.0.1:8080"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -41,7 +42,18 @@ func main() {
 	log.Printf("version %s has nothing left", version)
 }
 
-var version = os.Getenv("HOTDEPLOY_VERSION")
+// buildMark is the version where nobody else says it; linked in.
+var buildMark = ""
+
+var version = cmp.Or(os.Getenv("HOTDEPLOY_VERSION"), buildMark)
+
+func options() upgrade.Options {
+	timeout, _ := time.ParseDuration(os.Getenv("WSLIVE_UPGRADE_TIMEOUT"))
+	return upgrade.Options{
+		States: versions(), Mode: upgrade.Mode(os.Getenv("WSLIVE_MODE")), Log: log.Printf,
+		Standalone: upgrade.Standalone{PIDFile: os.Getenv("WSLIVE_PIDFILE"), UpgradeTimeout: timeout, KeepPID: os.Getenv("WSLIVE_KEEP_PID") != ""},
+	}
+}
 
 // stateVersion is what echo saves; a test may ask for another one.
 var stateVersion = number("WSLIVE_STATE", 1)

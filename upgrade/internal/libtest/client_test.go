@@ -59,6 +59,7 @@ type client struct {
 	hostile
 	patience time.Duration
 	answer   func() // is called for each
+	over     chan struct{}
 	conn     *net.TCPConn
 	in       *bufio.Reader
 	rng      *rand.Rand // of the writing half
@@ -82,7 +83,7 @@ func dial(addr string, h hostile, rng *rand.Rand) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &client{hostile: h, patience: patience, answer: func() {}, conn: conn.(*net.TCPConn), in: bufio.NewReader(conn), rng: rng, tickets: make(chan ticket, max(1, h.ahead))}
+	c := &client{hostile: h, patience: patience, answer: func() {}, over: make(chan struct{}), conn: conn.(*net.TCPConn), in: bufio.NewReader(conn), rng: rng, tickets: make(chan ticket, max(1, h.ahead))}
 	if h.buffer > 0 {
 		c.conn.SetReadBuffer(h.buffer)
 	}

@@ -308,3 +308,21 @@ func (s *site) try(r release, pause func()) (to, back ctl.Message, err error) {
 	back, err = s.handoff(next, s.serving)
 	return to, back, err
 }
+
+// fail tries a release that dies in the handoff.
+func (s *site) fail(r release) (ctl.Message, error) {
+	next, err := s.start(r)
+	if err != nil {
+		return ctl.Message{}, err
+	}
+	m, err := s.handoff(s.serving, next)
+	if err != nil {
+		return m, err
+	}
+	select {
+	case <-next.exited:
+	case <-time.After(patience):
+		return m, fmt.Errorf("generation %d has not come to %s", next.number, r.fail)
+	}
+	return m, s.serving.control.Send(ctl.Message{Type: ctl.Proceed}, nil, patience)
+}

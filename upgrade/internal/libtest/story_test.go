@@ -21,14 +21,21 @@ var (
 // story has clients talk while releases come and go.
 type story struct {
 	releases func(n int) release // of deploy n; 0 is the first to serve
-	clients  []hostile
+	clients  []guest
 	messages int64 // in all, at least
 	handoffs int
 	back     int      // each so many-th deploy is taken back; 0: none
 	may      []string // reasons to stay that are in order
 	patience time.Duration
 	seed     uint64
-	rewrite  func(m *ctl.Message) // takes what is expected out of the given, nil: nothing is
+}
+
+// guest is somebody who comes to a site.
+type guest interface {
+	// call is one connection, to its end.
+	call(x *teller, rng *rand.Rand) error
+	// again says that another follows it, until the story ends.
+	again() bool
 }
 
 // teller is a story under way.
@@ -36,8 +43,9 @@ type teller struct {
 	story
 	site   *site
 	rng    *rand.Rand
-	stop   chan struct{} // closed when clients are to leave
-	left   sync.WaitGroup
+	stop   chan struct{}  // closed when clients are to leave
+	left   sync.WaitGroup // clients that are there
+	joined sync.WaitGroup // members that are still to come
 	tally  tally
 	given  outcome
 	failed chan struct{} // closed with the first problem
@@ -77,7 +85,7 @@ func (x *tally) after(n int64) <-chan struct{} {
 }
 
 // tell runs the story; a problem is a failure.
-func (s story) tell(t *testing.T) {
+func (s story) tell(t *testing.T) *teller {
 	t.Helper()
 	s.seed = *seedFlag
 	began := time.Now()
@@ -95,6 +103,7 @@ func (s story) tell(t *testing.T) {
 	if t.Failed() {
 		t.Logf("again: go test -run '%s' -seed %d", t.Name(), s.seed)
 	}
+	return x
 }
 
 // run tells a story to its end, or to its first problem. The error is one of the test itself.
@@ -112,8 +121,9 @@ func (s story) run(dir string) (*teller, error) {
 	if _, err := x.site.deploy(s.releases(0)); err != nil {
 		return x, err
 	}
-	for i, h := range s.clients {
-		x.left.Go(func() { x.visit(i, h) })
+	x.joined.Add(len(s.clients))
+	for i, g := range s.clients {
+		x.left.Go(func() { x.visit(i, g) })
 	}
 	for n := 1; x.given.handoffs < s.handoffs && x.calm(); n++ {
 		x.deploy(n)
@@ -136,7 +146,11 @@ func (x *teller) deploy(n int) {
 		return
 	}
 	r := x.releases(n)
-	if x.back > 0 && n%x.back == 0 {
+	if r.fail != "" {
+		m, err := x.site.fail(r)
+		x.check(fmt.Sprintf("deploy %d, in which the next release dies", n), err)
+		x.add(n, m)
+	} else if x.back > 0 && n%x.back == 0 {
 		to, back, err := x.site.try(r, func() { x.await(pace) })
 		x.check(fmt.Sprintf("deploy %d, which is taken back", n), err)
 		x.add(n, to)
@@ -173,10 +187,7 @@ func (x *teller) add(n int, m ctl.Message) {
 	x.given.handoffs++
 	x.given.moved += m.Moved
 	x.given.longest = max(x.given.longest, time.Duration(m.LongestPauseUS)*time.Microsecond)
-	if x.rewrite != nil {
-		x.rewrite(&m)
-	}
-	if m.Error != "" || m.PeerHangs {
+	if m.Error != "" && !slices.Contains(x.may, m.Error) || m.PeerHangs {
 		x.problem("deploy %d: %s", n, m.Error)
 	}
 	for why, k := range m.Kept {
@@ -188,11 +199,11 @@ func (x *teller) add(n int, m ctl.Message) {
 }
 
 // visit is one client; one that ends its connections comes again.
-func (x *teller) visit(i int, h hostile) {
+func (x *teller) visit(i int, g guest) {
 	rng := rand.New(rand.NewPCG(x.seed, uint64(i)))
 	for n := 0; ; n++ {
-		if err := x.call(h, rng); err != nil {
-			x.problem("client %d (%+v), connection %d: %v", i, h, n, err)
+		if err := g.call(x, rng); err != nil {
+			x.problem("client %d (%+v), connection %d: %v", i, g, n, err)
 			return
 		}
 		select {
@@ -202,33 +213,43 @@ func (x *teller) visit(i int, h hostile) {
 			return
 		default:
 		}
-		if h.end == stays {
+		if !g.again() {
 			return
 		}
 	}
 }
 
-// call is one connection.
-func (x *teller) call(h hostile, rng *rand.Rand) error {
-	c, err := dial(x.site.addr, h, rng)
+func (h hostile) again() bool { return h.end != stays }
+
+func (h hostile) call(x *teller, rng *rand.Rand) error {
+	c, err := x.dial(h, rng)
 	if err != nil {
 		return err
 	}
-	defer c.conn.Close()
-	over := make(chan struct{})
-	defer close(over)
+	defer close(c.over)
+	return c.talk(x.leaving(h))
+}
+
+// dial opens a WebSocket. Close over when the connection is.
+func (x *teller) dial(h hostile, rng *rand.Rand) (*client, error) {
+	c, err := dial(x.site.addr, h, rng)
+	if err != nil {
+		return nil, err
+	}
 	go func() {
 		select {
-		case <-over:
-		case <-x.failed:
+		case <-c.over:
+		case <-x.failed: // what is still to come tells nothing
 			c.conn.Close()
 		}
 	}()
 	c.answer, c.patience = x.tally.add, x.patience
 	if err := c.open(); err != nil {
-		return err
+		close(c.over)
+		c.conn.Close()
+		return nil, err
 	}
-	return c.talk(x.leaving(h))
+	return c, nil
 }
 
 // leaving tells a client when to end: those that do that in odd ways do it when connections move.
@@ -275,15 +296,19 @@ func (x *teller) problem(format string, args ...any) {
 	x.site.kill()
 }
 
+// The kinds of clients.
+var (
+	small  = hostile{ahead: 64}
+	torn   = hostile{largest: 20_000, cut: 3000, ahead: 4}
+	single = hostile{cut: 2, ahead: 3}
+	slow   = hostile{largest: 3 << 20, stall: 200 * time.Millisecond, buffer: 16 << 10, quiet: true, ahead: 3}
+	huge   = hostile{largest: 8 << 20, quiet: true, ahead: 2}
+	packed = hostile{compress: true, largest: 20_000, cut: 3000, ahead: 4}
+)
+
 // fleet is one of each kind of client, and more of those that make the numbers.
-func fleet() []hostile {
-	small := hostile{ahead: 64}
-	torn := hostile{largest: 20_000, cut: 3000, ahead: 4}
-	bytes := hostile{cut: 2, ahead: 3}
-	slow := hostile{largest: 3 << 20, stall: 200 * time.Millisecond, buffer: 16 << 10, quiet: true, ahead: 3}
-	huge := hostile{largest: 8 << 20, quiet: true, ahead: 2}
-	packed := hostile{compress: true, largest: 20_000, cut: 3000, ahead: 4}
-	list := []hostile{bytes, bytes, slow, slow, huge, packed, packed}
+func fleet() []guest {
+	list := []guest{single, slow, slow, huge, packed, packed}
 	for range 6 {
 		list = append(list, small)
 	}
@@ -309,6 +334,65 @@ func TestDeploys_NoMessageIsLost(t *testing.T) {
 				releases: func(n int) release { return release{app: app(t), library: library, deflate: true, mode: mode(n)} },
 				clients:  fleet(), messages: *messageFlag, handoffs: *handoffFlag, back: 4,
 				may: []string{"closing", "closed", "busy", "too much unsent"},
+			}.tell(t)
+		})
+	}
+}
+
+// TestDeploys_FromOneLibraryToAnother: a release may change its mind, also with compression.
+func TestDeploys_FromOneLibraryToAnother(t *testing.T) {
+	var all []string // each after each other
+	for i, from := range libraries {
+		for _, to := range libraries[i+1:] {
+			all = append(all, from, to, from)
+		}
+	}
+	story{
+		releases: func(n int) release {
+			return release{app: app(t), library: all[n%len(all)], deflate: true, mode: mode(n)}
+		},
+		clients: []guest{torn, torn, packed, packed}, messages: 3000, handoffs: len(all),
+	}.tell(t)
+}
+
+// TestDeploys_CompressionComesAndGoes: a connection with compression does not move to a release without; it stays, and goes on. All others
+// move.
+func TestDeploys_CompressionComesAndGoes(t *testing.T) {
+	brief := packed
+	brief.end = closes
+	for _, library := range libraries {
+		t.Run(library, func(t *testing.T) {
+			x := story{
+				releases: func(n int) release { return release{app: app(t), library: library, deflate: n%2 == 0, mode: mode(n)} },
+				clients:  []guest{torn, torn, packed, brief, brief}, messages: 2000, handoffs: 8, back: 3,
+				may: []string{"refused", "closing", "closed"},
+			}.tell(t)
+			if x.given.kept["refused"] == 0 {
+				t.Error("a connection with compression was taken by a release without")
+			}
+		})
+	}
+}
+
+// TestDeploys_NextReleaseDies: wherever it has come to in taking, the old one goes on as if nothing had been.
+func TestDeploys_NextReleaseDies(t *testing.T) {
+	breaking, err := build("breaking", raced, "-tags", "failpoints")
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := []string{"take.begin", "take.offer", "take.adopted", "take.accepted"}
+	for _, library := range libraries {
+		t.Run(library, func(t *testing.T) {
+			story{
+				releases: func(n int) release {
+					r := release{app: breaking, library: library, deflate: true, mode: mode(n)}
+					if n%5 > 0 {
+						r.fail = steps[n%5-1] + "=kill"
+					}
+					return r
+				},
+				clients: []guest{small, torn, torn, packed}, messages: 4000, handoffs: 20,
+				may: []string{"next release ended", "the next release ended", "shared state"},
 			}.tell(t)
 		})
 	}

@@ -116,10 +116,12 @@ func (gwsEvents) OnMessage(c *gws.Conn, m *gws.Message) {
 	}
 }
 
+// gwsEcho compresses with the window of the other libraries: with its default of 12 bits its answer to the opening would be another agreement than theirs,
+// and connections between it and them would be refused.
 func gwsEcho(compress bool) http.HandlerFunc {
 	u := gws.NewUpgrader(gwsEvents{}, &gws.ServerOption{
 		ReadMaxPayloadSize: 64 << 20, WriteMaxPayloadSize: 64 << 20,
-		PermessageDeflate: gws.PermessageDeflate{Enabled: compress, ServerContextTakeover: true, ClientContextTakeover: true},
+		PermessageDeflate: gws.PermessageDeflate{Enabled: compress, ServerContextTakeover: true, ClientContextTakeover: true, ServerMaxWindowBits: 15, ClientMaxWindowBits: 15},
 	})
 	return func(w http.ResponseWriter, r *http.Request) {
 		c, err := u.Upgrade(w, r)
