@@ -169,8 +169,8 @@ func (t *taker) show(f frame) error {
 	case t.offers <- struct{}{}:
 	default:
 	}
-	deliver(conns)
 	failpoint("take.adopted")
+	deliver(conns)
 	return nil
 }
 
