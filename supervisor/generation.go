@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -48,6 +47,7 @@ type generation struct {
 	text        string
 	health      string
 	handoff     *api.Handoff // when it gave its connections away, the last time
+	taken       *api.Handoff // when it got some, the last time
 }
 
 // start runs rel as a new generation and watches it. The caller owns s.busy. The listeners that the release adds are bound
@@ -133,7 +133,7 @@ func (s *Supervisor) launch(g *generation) error {
 	command := spec.Run.Command
 	g.group, err = procs.Launch(procs.Spec{
 		Helper: s.opt.Helper, Name: fmt.Sprintf("generation-%d", g.number), Cgroup: s.opt.Cgroup,
-		Path: commandPath(command[0], g.rel.FilesDir, env), Args: command, Env: env, Dir: g.rel.FilesDir,
+		Path: procs.Find(command[0], g.rel.FilesDir, env), Args: command, Env: env, Dir: g.rel.FilesDir,
 		Files: files, Stdout: stream, Stderr: stream,
 	})
 	if err != nil {
@@ -142,27 +142,6 @@ func (s *Supervisor) launch(g *generation) error {
 		return launchError(command[0], err)
 	}
 	return nil
-}
-
-// commandPath finds the start command: with a slash inside the release (or absolute), without one in the PATH that the app gets.
-func commandPath(name, dir string, env []string) string {
-	if filepath.IsAbs(name) {
-		return name
-	}
-	if strings.Contains(name, "/") {
-		return filepath.Join(dir, name)
-	}
-	for _, kv := range env {
-		if path, ok := strings.CutPrefix(kv, "PATH="); ok {
-			for _, d := range filepath.SplitList(path) {
-				full := filepath.Join(d, name)
-				if st, err := os.Stat(full); filepath.IsAbs(full) && err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
-					return full
-				}
-			}
-		}
-	}
-	return name // execve tells what is wrong with it
 }
 
 func launchError(command string, err error) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -159,24 +160,24 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 }
 
 // moveRest lets g, whose connections are about to be closed, give what it still has to the generation that serves, if both can: a release that could
-// not have it may have been followed by one that can. Where an upgrade is in flight its end is waited for, unless an operator cannot wait.
-func (s *Supervisor) moveRest(g *generation, hurry bool) {
+// not have it may have been followed by one that can. It tells whether that was tried. Where an upgrade is in flight its end is waited for, unless an operator cannot wait.
+func (s *Supervisor) moveRest(g *generation, hurry bool) (tried bool) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
 	if hurry {
 		cancel()
 	}
 	if !s.moving.has(ctx, g.gone) {
-		return
+		return false
 	}
 	defer s.moving.give()
 	var to *generation
 	s.do(func() { to = s.serving })
 	if to == nil || to == g || g.hasEnded() {
-		return
+		return false
 	}
 	if can, _ := canMove(g, to); !can {
-		return
+		return false
 	}
 	if _, err := s.move(s.ctx, g, to, g); err != nil {
 		s.logf("%v", err)
@@ -185,6 +186,7 @@ func (s *Supervisor) moveRest(g *generation, hurry bool) {
 	if err := g.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil && !g.hasEnded() {
 		s.logf("generation %d: %v", g.number, err)
 	}
+	return true
 }
 
 // move lets one generation give everything to another and returns what came of it. If one of the two hangs it is the newer one that is
@@ -209,7 +211,7 @@ func (s *Supervisor) move(ctx context.Context, from, to, newer *generation) (*ap
 		h.Error, err = "the giving generation ended", nil
 	}
 	s.do(func() {
-		from.handoff = h
+		from.handoff, to.taken = h, h
 		s.moved += h.Moved
 		s.refused += h.Refused
 		for why, n := range h.Kept {
@@ -219,7 +221,7 @@ func (s *Supervisor) move(ctx context.Context, from, to, newer *generation) (*ap
 		}
 		s.longestPause = h.LongestPause
 	})
-	s.emit(api.Event{Type: api.EventGeneration, Generation: from.number,
+	s.emit(api.Event{Type: api.EventGeneration, Generation: from.number, Handoff: h,
 		Text: fmt.Sprintf("generation %d (%s) handed its connections to generation %d (%s): %s", from.number, from.rel.Version, to.number, to.rel.Version, movedText(h, from, to))})
 	return h, err
 }
@@ -331,12 +333,28 @@ const reasonVersion = "state version"
 func movedText(h *api.Handoff, from, to *generation) string {
 	text := h.Text()
 	if n := h.Kept[reasonVersion]; n > 0 {
-		reads := "no state"
-		if states := to.line.hello.States; len(states) > 0 {
-			reads = "state version " + strings.Trim(fmt.Sprint(states[:min(len(states), maxReasons)]), "[]")
-		}
-		text += fmt.Sprintf("; %s cannot read the state of %s that %s has saved (it reads %s): it finishes in generation %d",
-			to.rel.Version, plural(n, "connection"), from.rel.Version, reads, from.number)
+		text += fmt.Sprintf("; %s cannot read the state of %s that %s has saved (it reads %s): they finish in generation %d",
+			to.rel.Version, plural(n, "connection"), from.rel.Version, to.readsText(), from.number)
 	}
 	return text
+}
+
+// readsText is which versions of state g has said that it can read.
+func (g *generation) readsText() string {
+	states := slices.Clone(g.line.hello.States)
+	slices.Sort(states)
+	var list []string
+	for _, v := range slices.Compact(states) {
+		if len(list) == maxReasons {
+			return "state versions " + strings.Join(list, ", ") + " and more"
+		}
+		list = append(list, strconv.Itoa(int(v)))
+	}
+	switch len(list) {
+	case 0:
+		return "no state"
+	case 1:
+		return "state version " + list[0]
+	}
+	return "state versions " + strings.Join(list, ", ")
 }

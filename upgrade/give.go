@@ -83,6 +83,7 @@ type giver struct {
 	atOnce   int // how many may be
 	unjudged int
 	broken   Reason // why nothing more is offered
+	off      bool   // it was called off
 	hangs    bool
 	barrier  bool // nobody changes sides before all do; after that, late ones move one by one
 	tally    tally
@@ -127,7 +128,7 @@ func (g *giver) all(ctx context.Context, ls []*listener) {
 	}
 	settled := func() bool { return g.open == 0 }
 	if g.await(ctx, settled) != nil {
-		g.recall()
+		g.recall(ctx)
 		g.withdraw(ReasonLate)
 		brief, cancel := context.WithTimeout(context.WithoutCancel(ctx), backTime)
 		defer cancel()
@@ -163,13 +164,14 @@ func (g *giver) rolling(ctx context.Context, ls []*listener) {
 // finish waits for the busy ones, and lets them be when ctx ends.
 func (g *giver) finish(ctx context.Context) {
 	if g.await(ctx, func() bool { return len(g.sealing) == 0 }) != nil {
-		g.recall()
+		g.recall(ctx)
 	}
 }
 
-// recall ends the attempts whose connections are not sealed.
-func (g *giver) recall() {
+// recall ends the attempts whose connections are not sealed, since ctx has ended.
+func (g *giver) recall(ctx context.Context) {
 	g.mu.Lock()
+	g.off = context.Cause(ctx) == errCalledOff
 	list := make([]*sealedConn, 0, len(g.sealing))
 	for s := range g.sealing {
 		list = append(list, s)
@@ -380,7 +382,7 @@ func (g *giver) sort(list []*sealedConn) (ready []*sealedConn) {
 	for _, s := range list {
 		delete(g.sealing, s)
 		if s.o.why != "" {
-			g.keptLocked(s, s.o.why)
+			g.keptLocked(s, g.trueLocked(s.o.why))
 		}
 	}
 	g.notifyLocked()
@@ -399,6 +401,20 @@ func (g *giver) sort(list []*sealedConn) (ready []*sealedConn) {
 		}
 	}
 	return ready
+}
+
+// trueLocked is why a connection stays: perhaps it was given no time, since there is nobody to give it to any more.
+func (g *giver) trueLocked(why Reason) Reason {
+	switch why {
+	case ReasonStuck, ReasonBusy, ReasonUnsettled:
+		if g.off {
+			return ReasonLate
+		}
+		if g.broken != "" {
+			return g.broken
+		}
+	}
+	return why
 }
 
 // keptLocked counts one that stays.
@@ -822,7 +838,7 @@ func (g *giver) lost() {
 
 // end takes back what is open and ends the channel, if the other side still reads. It returns when every connection is settled, or the taker hangs.
 func (g *giver) end() {
-	g.recall()
+	g.recall(g.ctx)
 	g.withdraw(ReasonLate)
 	g.cancel()
 	<-g.sent

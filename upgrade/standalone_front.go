@@ -31,6 +31,8 @@ func (o Options) needsFront() bool {
 // front is the process that stays. One goroutine does it all.
 type front struct {
 	line    *ctl.Conn
+	gone    chan int     // gets the end of each process that followed the first
+	polite  map[int]bool // those that have said that they end
 	current int
 	alive   []int // those that have served, or do
 	status  syscall.WaitStatus
@@ -59,27 +61,63 @@ func beFront() error {
 	if err != nil {
 		return fmt.Errorf("upgrade: stay in front: %w", err)
 	}
-	f := &front{line: ours, current: p.Pid, alive: []int{p.Pid}}
-	for sig := range signals {
-		f.handle(sig.(syscall.Signal))
+	f := &front{line: ours, gone: make(chan int), polite: map[int]bool{}, current: p.Pid, alive: []int{p.Pid}}
+	for {
+		select {
+		case sig := <-signals:
+			f.line.Pending(f.heed) // before anything is concluded: the old one says who follows before it ends
+			if sig != syscall.SIGCHLD {
+				syscall.Kill(f.current, sig.(syscall.Signal))
+				continue
+			}
+			f.reap()
+		case pid := <-f.gone:
+			f.line.Pending(f.heed)
+			f.reap()
+			if f.polite[pid] { // else we have not been told how: the process before it was its parent, and knows
+				f.ended(pid, 0)
+			} else {
+				f.ended(pid, crashed)
+			}
+		}
+		if f.over && (f.status != 0 || len(f.alive) == 0) {
+			f.exit()
+		}
 	}
-	return nil
 }
 
-func (f *front) handle(sig syscall.Signal) {
-	f.line.Pending(func(m ctl.Message) { // before anything is concluded: the old one says who follows before it ends
-		if m.Type == ctl.Commit {
-			f.current = m.ID
-			f.alive = append(f.alive, m.ID)
-		}
-	})
-	if sig != syscall.SIGCHLD {
-		syscall.Kill(f.current, sig)
-		return
+// crashed is how a process ended of which nobody tells.
+const crashed = syscall.WaitStatus(1 << 8)
+
+// heed acts on what a serving process says: who follows it, or that it ends in good order.
+func (f *front) heed(m ctl.Message) {
+	switch m.Type {
+	case ctl.Commit:
+		f.current = m.ID
+		f.alive = append(f.alive, m.ID)
+		go f.watch(m.ID)
+	case ctl.Proceed:
+		f.polite[m.ID] = true
 	}
-	f.reap()
-	if f.over && (f.status != 0 || len(f.alive) == 0) {
-		f.exit()
+}
+
+// watch tells of the end of a process that is not our child as long as the one before it lives.
+func (f *front) watch(pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		for err = unix.EINTR; err == unix.EINTR; {
+			_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		}
+	}
+	f.gone <- pid
+}
+
+// ended notes an end; the first that is heard of it counts.
+func (f *front) ended(pid int, status syscall.WaitStatus) {
+	f.alive = slices.DeleteFunc(slices.Clone(f.alive), func(p int) bool { return p == pid })
+	if pid == f.current && !f.over {
+		f.status, f.over = status, true
 	}
 }
 
@@ -94,10 +132,7 @@ func (f *front) reap() {
 		if err != nil || pid <= 0 {
 			return
 		}
-		f.alive = slices.DeleteFunc(f.alive, func(p int) bool { return p == pid })
-		if pid == f.current {
-			f.status, f.over = status, true
-		}
+		f.ended(pid, status)
 	}
 }
 
@@ -147,6 +182,13 @@ func (s *standalone) watchFront() {
 			s.u.stopOnce.Do(func() { close(s.u.stop) })
 			return
 		}
+	}
+}
+
+// farewell says that we end in good order.
+func (s *standalone) farewell() {
+	if s != nil && s.front != nil {
+		s.front.Send(ctl.Message{Type: ctl.Proceed, ID: os.Getpid()}, nil, controlTime)
 	}
 }
 

@@ -3,25 +3,33 @@ package upgrade_test
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // throughFront upgrades by a signal to the process that stays.
 func (l *lone) throughFront() {
 	l.t.Helper()
-	serves := l.readPID()
+	serves, from := l.readPID(), l.out.len()
 	l.signal(l.cmd.Process.Pid, syscall.SIGHUP)
 	l.await("another pid", func() bool { return l.readPID() != serves })
+	l.out.awaitFrom(l.t, from, "upgrade: pid .* follows")
 }
 
 // ended is the exit status of the process that was started; a signal is 128 and its number.
 func (l *lone) endedWith() int {
 	l.t.Helper()
-	<-l.waited
+	select {
+	case <-l.waited:
+	case <-time.After(time.Minute):
+		l.t.Fatalf("the first process does not end:\n%s", l.out)
+	}
 	var exit *exec.ExitError
 	if !errors.As(l.waitErr, &exit) {
 		return 0
@@ -65,6 +73,37 @@ func TestFront_EndsAsTheAppDoes(t *testing.T) {
 	l.signal(l.readPID(), syscall.SIGKILL)
 	if status := l.endedWith(); status != 128+9 {
 		t.Errorf("status %d", status)
+	}
+}
+
+// The old process, which is the parent of the new one, still has a request when the new one crashes.
+func TestFront_EndsAsTheAppDoes_WhileAnOldProcessDrains(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		t.Run(sig.String(), func(t *testing.T) {
+			l := startLone(t, "WSLIVE_KEEP_PID=1")
+			c, err := net.Dial(l.network, l.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			fmt.Fprintf(c, "GET /slow?for=5s HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+			l.get("/version") // it has been accepted
+			l.throughFront()
+			if sig == syscall.SIGKILL {
+				l.signal(l.readPID(), sig)
+				if status := l.endedWith(); status != 1 {
+					t.Errorf("status %d", status)
+				}
+				return
+			}
+			l.signal(l.cmd.Process.Pid, sig)
+			if b, err := io.ReadAll(c); err != nil || !strings.Contains(string(b), "slow but there") {
+				t.Errorf("the request got %q, %v", b, err)
+			}
+			if status := l.endedWith(); status != 0 {
+				t.Errorf("status %d", status)
+			}
+		})
 	}
 }
 

@@ -87,7 +87,6 @@ func (l *lone) start() {
 	}()
 	l.t.Cleanup(func() {
 		l.killAll()
-		<-l.out.ended
 		if l.t.Failed() || os.Getenv("SAY") != "" {
 			l.t.Logf("what the app said:\n%s", l.out)
 		}

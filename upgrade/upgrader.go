@@ -451,6 +451,7 @@ func (u *Upgrader) untilTerm() {
 		g.end()
 	}
 	u.giving.Lock() // and never unlocked: nothing begins any more
+	u.alone.farewell()
 	u.exitOnce.Do(func() { close(u.exit) })
 }
 

@@ -11,6 +11,7 @@
 //	POST   /v1/uploads/{digest}/complete    ReleaseInfo; idempotent
 //	POST   /v1/upgrades                     UpgradeRequest in, Upgrade out (202); it goes on if the caller leaves
 //	GET    /v1/upgrades/{id}                Upgrade, also of the past
+//	GET    /v1/history?n=N                  []Upgrade, those that have ended, the newest first
 //	DELETE /v1/upgrades/{id}                cancel before the commit; Upgrade out when it has ended
 //	GET    /v1/events?since=SEQ&follow=1    one Event a line
 //	POST   /v1/start, /v1/stop              StopRequest in, Status out

@@ -26,10 +26,11 @@ type page struct {
 }
 
 func TestPage_ThreeUpgradesAndARollback_NothingNoticed(t *testing.T) {
+	chromium := needChromium(t)
+	h := startHost(t, t.Context()) // builds; that may take its time
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	tab, network := startChromium(t, ctx)
-	h := startHost(t, ctx)
+	tab, network := startChromium(t, ctx, chromium)
 	deploy(t, h.Push(ctx, "1", "", 0))
 	if err := chromedp.Do(tab, chromedp.Navigate("http://"+h.Addr()+"/")); err != nil {
 		t.Fatal(err)
