@@ -229,6 +229,7 @@ func (c *conn) receiveLocked(p []byte, w *wideReader) (n int, err error) {
 		n, err = c.sock.Read(p)
 	}
 	c.mu.Lock()
+	rests := c.parking && c.restsLocked()
 	c.inRead = 0
 	if c.changed != nil {
 		c.notifyLocked()
@@ -242,7 +243,7 @@ func (c *conn) receiveLocked(p []byte, w *wideReader) (n int, err error) {
 			err = nil
 		}
 	}
-	if n == 0 && c.parking {
+	if n == 0 && rests {
 		err = nil // what ends the connection can wait as long as it is parked
 	}
 	return n, err
