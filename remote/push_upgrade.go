@@ -189,6 +189,9 @@ func (d *Deployment) reconnect(ctx context.Context) (api.Status, error) {
 		}
 		select {
 		case <-ctx.Done():
+			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == context.DeadlineExceeded {
+				err = fmt.Errorf("%s could not be reached again within %s", d.Name, d.within())
+			}
 			return st, err
 		case <-time.After(wait):
 		}

@@ -141,6 +141,7 @@ func (s *Supervisor) closeRest(g *generation, spread, grace time.Duration, why s
 			return
 		}
 	}
+	s.keepRest(g)
 	if n, err := g.connections(); err != nil || n > 0 {
 		s.emit(api.Event{Type: api.EventGeneration, Generation: g.number,
 			Text: fmt.Sprintf("generation %d (%s) %s: closing its connections over %s", g.number, g.rel.Version, why, spread)})

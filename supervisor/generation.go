@@ -27,6 +27,7 @@ type generation struct {
 	sockets []*socket // lent to it
 	output  *output   // its last lines; nil where they go to the journal
 	line    *line     // its control channel
+	takes   string    // in which mode another one is to give it connections; "": there is none
 	started time.Time
 
 	ready  chan struct{}      // closed at READY=1
@@ -53,11 +54,15 @@ type generation struct {
 // start runs rel as a new generation and watches it. The caller owns s.busy. The listeners that the release adds are bound
 // first; if anything fails they are closed again and nothing has changed.
 func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) {
+	mode, err := s.giving(u)
+	if err != nil {
+		return nil, err
+	}
 	lent, err := s.lend(rel.Manifest.Spec.Listeners)
 	if err != nil {
 		return nil, err
 	}
-	g := &generation{number: u.number, rel: rel, sockets: lent, started: time.Now(), state: api.GenStarting, sampled: -1,
+	g := &generation{takes: mode, number: u.number, rel: rel, sockets: lent, started: time.Now(), state: api.GenStarting, sampled: -1,
 		ready: make(chan struct{}), extend: make(chan time.Duration, 1), gone: make(chan struct{}), retire: make(chan bool, 1)}
 	s.do(func() { s.launching = true })
 	err = s.launch(g)
@@ -128,6 +133,9 @@ func (s *Supervisor) launch(g *generation) error {
 	}
 	defer theirs.Close()
 	g.line = l
+	if g.takes != "" {
+		env = append(env[:len(env):len(env)], control.EnvTakes+"="+g.takes)
+	}
 	env = append(env[:len(env):len(env)], control.Env+"="+strconv.Itoa(3+len(files))) // behind the listeners
 	files = append(files, theirs)
 	command := spec.Run.Command

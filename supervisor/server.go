@@ -103,6 +103,9 @@ func (s *Supervisor) routes() http.Handler {
 	handle("GET /v1/releases", 0, func(http.ResponseWriter, *http.Request) (any, error) { return s.releases() })
 	handle("POST /v1/uploads", release.MaxManifestBytes, s.planUpload)
 	handle("POST /v1/uploads/{digest}/complete", maxRequest, s.completeUpload)
+	handle("DELETE /v1/uploads/{digest}", 0, func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		return s.afterwards(s.discard(r.PathValue("digest")))
+	})
 	handle("POST /v1/upgrades", maxRequest, s.beginUpgrade)
 	handle("GET /v1/upgrades/{id}", 0, func(_ http.ResponseWriter, r *http.Request) (any, error) { return s.findUpgrade(r.PathValue("id")) })
 	handle("DELETE /v1/upgrades/{id}", 0, s.cancelUpgrade)

@@ -55,6 +55,9 @@ func (r *record) codec(l *listener) codec {
 			return &wsCodec{shake: handshake{r.opening, r.extensions, r.subprotocol}}
 		}
 	case *mqttCodec:
+		if len(r.opening) == 0 {
+			break // its CONNECT is still to come
+		}
 		return &mqttCodec{opening: r.opening, answer: r.answer, acked: true}
 	}
 	return k
@@ -177,13 +180,6 @@ func (c *conn) reportLocked(why Reason) {
 
 // settledLocked: the app has accepted, and reads or will not. In barrier mode that is its verdict.
 func (c *conn) settledLocked() { c.reportLocked("") }
-
-// accepted says that the app has accepted.
-func (c *conn) accepted() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.state == answered
-}
 
 // enterLocked: app and peer agree, the socket is ours.
 func (c *conn) enterLocked() {

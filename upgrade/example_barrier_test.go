@@ -52,8 +52,9 @@ func (h *hub) thaw(_ context.Context, version uint32, state []byte) error {
 	return json.Unmarshal(state, &h.topic) // of version 1: Options.States has no other
 }
 
-// resume undoes park, if there is anything to undo: some connections have stayed here, or all.
-func (h *hub) resume(context.Context) {}
+// resume undoes park, if there is anything to undo: some connections have stayed here, or all. Where others have moved, those who stay are better
+// closed: they come again, to the hub where the others are.
+func (h *hub) resume(_ context.Context, moved int) {}
 
 func (h *hub) options() upgrade.Options {
 	return upgrade.Options{

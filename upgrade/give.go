@@ -74,6 +74,9 @@ type giver struct {
 	buf    []byte        // for an OFFER; the sender's
 
 	mu       sync.Mutex // protects what follows; taken before a conn's
+	frozen   bool       // it was tried
+	sides    bool       // they have changed
+	parked   time.Time  // since when all of them pause
 	changed  chan struct{}
 	tried    map[*conn]bool
 	sealing  map[*sealedConn]bool // begun, and neither sealed nor staying, as far as the sender knows
@@ -664,7 +667,7 @@ func (g *giver) claim(list []uint32) (k claimed) {
 // confirm gives away; all: they are all that there are. The descriptors are closed when the frame is written whole, and not before.
 func (g *giver) confirm(list []uint32, all bool) {
 	k := g.claim(list)
-	if len(k.conns) == 0 {
+	if len(k.conns) == 0 && !all {
 		return
 	}
 	failpoint("give.confirm")
@@ -683,6 +686,9 @@ func (g *giver) confirm(list []uint32, all bool) {
 	for _, s := range k.conns {
 		longest = max(longest, now.Sub(s.o.told))
 		g.freeLocked(s)
+	}
+	if !g.parked.IsZero() {
+		longest = now.Sub(g.parked)
 	}
 	g.tally.longest = max(g.tally.longest, longest)
 	g.paceLocked(longest)

@@ -61,6 +61,10 @@ func (c *conn) beginLocked(o *offer) {
 			c.stayLocked(why)
 			return
 		}
+		if len(c.tail) > MaxUnsent { // its app would not get another word in, and never come to an end
+			c.stayLocked(ReasonUnsent)
+			return
+		}
 		c.pokeLocked()
 		c.interruptLocked()
 	case sealed, gone, refused, closed:
@@ -237,12 +241,13 @@ func (c *conn) resumeLate() {
 func (c *conn) control(use func(fd uintptr)) error { return control(c.sock, use) }
 
 // park makes Read wait at the next place where the connection could move, without telling the app, so that it can finish what it has.
-// Writes go on. It returns at once; whether it has come to that is asked of [conn.atRest]. A Read that waits for the client at such a place is left alone: it
-// gives nothing any more.
+// Writes go on, and do not block: a handler that waits for a slow client would never come to a Read. It returns at once; whether it has come to that is
+// asked of [conn.atRest]. A Read that waits for the client at such a place is left alone: it gives nothing any more.
 func (c *conn) park() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.parking = true
+	c.interruptLocked()
 	if !c.restsLocked() {
 		c.pokeLocked()
 	}
@@ -259,6 +264,7 @@ func (c *conn) unpark() {
 	defer c.mu.Unlock()
 	c.parking = false
 	c.notifyLocked()
+	c.flushLocked()
 }
 
 // atRest waits until a parked connection's Read waits, or will never.

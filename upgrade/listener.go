@@ -223,7 +223,20 @@ func (l *listener) adopt(r *record, fd int) (*conn, error) {
 		return nil, err
 	}
 	deliver([]*conn{c})
+	c.leaveRetired()
 	return c, nil
+}
+
+// leaveRetired gives an adopted connection up if nothing is to come here any more. It is called only when it is in the list: who finds the list empty
+// and ends the process has retired the listener before.
+func (c *conn) leaveRetired() {
+	l := c.listener
+	l.mu.Lock()
+	retired := l.retired
+	l.mu.Unlock()
+	if retired {
+		c.abandon()
+	}
 }
 
 // conns returns the connections that are alive.

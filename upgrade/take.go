@@ -57,9 +57,13 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 	failpoint("take.greet")
 	peer, err := ch.greet(own, by)
 	if err != nil {
+		opt.opened()
 		return t, err
 	}
 	t.barrier = own.Mode == string(Barrier) || peer.Mode == string(Barrier)
+	if !t.barrier {
+		opt.opened()
+	}
 	failpoint("take.begin")
 	ctx, cancel := context.WithCancel(opt.ctx)
 	defer cancel()
@@ -77,6 +81,7 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 		if err == io.EOF {
 			opt.Log("handoff: the release before has ended; its connections are ours")
 			t.settle(nil, true, true)
+			opt.opened()
 			return t, nil
 		}
 		if err != nil {
@@ -100,6 +105,9 @@ func (t *taker) handle(f frame) error {
 			return err
 		}
 		t.settle(list, f.kind == frameConfirm, f.kind == frameWithdraw)
+		if t.barrier && f.kind == frameConfirm {
+			t.hooks.opened()
+		}
 		return nil
 	}
 	return fmt.Errorf("%w: frame %d from the giver", errProtocol, f.kind)
@@ -171,6 +179,9 @@ func (t *taker) show(f frame) error {
 	}
 	failpoint("take.adopted")
 	deliver(conns)
+	for _, c := range conns {
+		c.leaveRetired()
+	}
 	return nil
 }
 
@@ -322,11 +333,7 @@ func (t *taker) overdue() (list []verdict) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for n, h := range t.held {
-		switch since := now.Sub(h.offered); {
-		case h.judged:
-		case t.barrier && since > settleTime && h.c.accepted():
-			list = append(list, verdict{n, h.c, ""})
-		case since > verdictTime:
+		if !h.judged && now.Sub(h.offered) > verdictTime {
 			list = append(list, verdict{n, h.c, ReasonSlow})
 		}
 	}

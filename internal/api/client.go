@@ -103,6 +103,15 @@ func (c *Client) Complete(ctx context.Context, digest string) (ReleaseInfo, erro
 	return askAt[ReleaseInfo](ctx, c, http.MethodPost, prefix()+"/uploads/"+url.PathEscape(digest)+"/complete", nil)
 }
 
+// Discard takes back a release that was uploaded and will not be started after all. One that was there before, serves or is about to stays, and that
+// is no error.
+func (c *Client) Discard(ctx context.Context, digest string) error {
+	ctx, stop := c.attend(ctx)
+	defer stop()
+	_, err := askAt[json.RawMessage](ctx, c, http.MethodDelete, prefix()+"/uploads/"+url.PathEscape(digest), nil)
+	return err
+}
+
 // Upgrade begins an upgrade and returns while it is in flight. It goes on if the caller leaves.
 func (c *Client) Upgrade(ctx context.Context, r UpgradeRequest) (Upgrade, error) {
 	return ask[Upgrade](ctx, c, http.MethodPost, "/upgrades", r)

@@ -47,6 +47,7 @@ func TestClient_StuckDaemon_NobodyWaitsForEver(t *testing.T) {
 		"metrics":  func(ctx context.Context) error { return c.Metrics(ctx, io.Discard) },
 		"plan":     func(ctx context.Context) error { _, err := c.PlanUpload(ctx, nil); return err },
 		"complete": func(ctx context.Context) error { _, err := c.Complete(ctx, "ab"); return err },
+		"discard":  func(ctx context.Context) error { return c.Discard(ctx, "ab") },
 		"cancel":   func(ctx context.Context) error { _, err := c.Cancel(ctx, "1"); return err },
 		"stop":     func(ctx context.Context) error { _, err := c.Stop(ctx, StopRequest{}); return err },
 		"start":    func(ctx context.Context) error { _, err := c.Start(ctx, StopRequest{}); return err },

@@ -12,10 +12,10 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/release"
 )
 
-// Has tells whether a release of that digest is complete on this host.
-func (s *Store) Has(digest string) bool {
+// Find returns the release of that digest that is complete on this host; false: none is.
+func (s *Store) Find(digest string) (release.Ref, bool) {
 	version, err := s.byDigest(digest)
-	return err == nil && version != ""
+	return release.Ref{Version: version, Digest: digest}, err == nil && version != ""
 }
 
 // Withdraw takes back a release that never served: its version is free again. Its content lies in incoming/ from then on, like that
