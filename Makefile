@@ -51,7 +51,7 @@ e2e: build ## on machines with real systemd and sshd
 	$(GO) test -count=1 -v -timeout 25m $(E2E)
 
 bench: ## figures as ratios and medians in one run
-	$(GO) test -run "^$$" -bench . -benchtime 10x -timeout 60m ./supervisor ./remote
+	$(GO) test -run "^$$" -bench . -benchtime 10x -timeout 60m ./supervisor ./remote ./upgrade
 
 # What make test does with libtest in a minute and a half (100,000 messages and 24 handoffs for each WebSocket library) this does for some hours.
 # A failure names its seed; SOAK="-seed N" tells the same story again, -messages N and -handoffs N make it longer or shorter.
