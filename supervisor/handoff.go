@@ -98,7 +98,7 @@ func (s *Supervisor) handoff(u *upgrade, g *generation) (err error) {
 		return context.Cause(u.ctx)
 	case h.Error == control.SharedState:
 		e := api.ErrUnhealthy.With(fmt.Sprintf("what the connections of release %s share did not move to release %s", old.rel.Version, g.rel.Version))
-		e.Hint = "see what the two say of it: hotdeploy logs. To start without it: hotdeploy stop, push, hotdeploy start"
+		e.Hint = fmt.Sprintf("see what it says of that: hotdeploy logs --release %s", g.rel.Version)
 		return e
 	}
 	return nil
