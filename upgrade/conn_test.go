@@ -575,6 +575,66 @@ func TestNetHTTP_RequestInFlightNoticesNothing(t *testing.T) {
 	}
 }
 
+// TestHTTP_WhatBecomesAnotherProtocol_IsLetThrough: bytes that look like the start of a request are not held any more.
+func TestHTTP_WhatBecomesAnotherProtocol_IsLetThrough(t *testing.T) {
+	for answer, why := range map[string]Reason{
+		"HTTP/1.1 101 Switching Protocols\r\nUpgrade: lines\r\nConnection: Upgrade\r\n\r\n": ReasonUnknown,
+		"HTTP/1.1 200 OK\r\nContent-Type: application/x-stream\r\n\r\n":                     ReasonClosing,
+	} {
+		client, c := pair(t, newTestListener(t, HTTP()))
+		c.SetReadDeadline(time.Now().Add(patience))
+		request := "POST /lines HTTP/1.1\r\nUpgrade: lines\r\nConnection: Upgrade\r\n\r\n"
+		say(t, client, request+"early")
+		expect(t, c, request)
+		got := make(chan string)
+		go func() {
+			b := make([]byte, 5)
+			n, _ := io.ReadFull(c, b)
+			got <- string(b[:n])
+		}()
+		say(t, c, answer)
+		if s := <-got; s != "early" {
+			t.Fatalf("read %q", s)
+		}
+		say(t, client, "late")
+		expect(t, c, "late")
+		if _, got := c.begin().seal(within(t)); got != why {
+			t.Errorf("stays because of %q, not %q", got, why)
+		}
+		say(t, client, "later")
+		expect(t, c, "later")
+	}
+}
+
+// TestHTTP_TheBodyBehindAHead_Arrives: also where both come in one segment.
+func TestHTTP_TheBodyBehindAHead_Arrives(t *testing.T) {
+	client, c := pair(t, newTestListener(t, HTTP()))
+	c.SetReadDeadline(time.Now().Add(patience))
+	for _, request := range []string{
+		"POST / HTTP/1.1\r\nContent-Length: 500\r\n\r\n" + strings.Repeat("x", 500),
+		"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+	} {
+		say(t, client, request+request[:9])
+		var got strings.Builder
+		for b := make([]byte, 4096); got.Len() < len(request); {
+			n, err := c.Read(b)
+			if err != nil {
+				t.Fatalf("%q, %v", got.String(), err)
+			}
+			got.Write(b[:n])
+		}
+		if got.String() != request {
+			t.Errorf("read %q", got.String())
+		}
+		say(t, c, "HTTP/1.1 204 No Content\r\n\r\n")
+		say(t, client, request[9:])
+		if _, err := io.ReadFull(c, make([]byte, len(request))); err != nil {
+			t.Error(err)
+		}
+		say(t, c, "HTTP/1.1 204 No Content\r\n\r\n")
+	}
+}
+
 func TestErrors_LookLikeThoseOfPackageNet(t *testing.T) {
 	l, l2 := newTestListener(t, partLines()), newTestListener(t, partLines())
 	_, c := pair(t, l)

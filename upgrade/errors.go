@@ -2,12 +2,13 @@ package upgrade
 
 import "errors"
 
-// ErrHandoff is what Read returns when the connection moves to the next release, and Write after Close. It is not a net.Error, since
-// libraries replace those. A handler that knows nothing of it does the right thing: it returns and closes, and the client
-// notices neither.
+// ErrHandoff is what Read returns when the connection moves to the next release, and what Read and Write return after the Close that follows. It is not a
+// net.Error, since libraries replace those; errors.Is finds it in what they make of it. A handler that knows nothing of it does the right
+// thing: it returns and closes, and the client notices neither. Between the failed Read and Close writes go out as always, except for a goodbye
+// (a close frame, a DISCONNECT), which is held back. If the move fails, the connection comes out of Accept of this same process again, resumed.
 var ErrHandoff = errors.New("connection moves to the next release")
 
-// Reason says why a connection stayed where it was. The empty one means that it moved.
+// Reason says why a connection stayed where it was, in the words that are counted and shown. The empty one means that it moved.
 type Reason string
 
 // The reasons, as they are counted and shown.
@@ -27,7 +28,7 @@ const (
 	ReasonUnsettled   Reason = "not settled yet"     // it had moved a moment ago and its app has not answered
 )
 
-// Limits of what is kept of one connection.
+// Limits of what is kept of one connection, in bytes. One that has more stays.
 const (
 	MaxOpening = 64 << 10 // of what the client said at the start
 	MaxKept    = 1 << 20  // of an unfinished message; a longer one is waited for

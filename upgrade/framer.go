@@ -8,7 +8,7 @@ import (
 )
 
 // Framer finds where the messages of one client end. Each connection has its own, so it may keep state; it is never called by
-// two goroutines at a time, it must not keep b, and after a message has ended it must be as good as new.
+// two goroutines at a time, it must not keep b or block, and after a message has ended it must be as good as new.
 type Framer interface {
 	// Next is given the bytes that follow those it was given before. It says how many of them belong to the message
 	// under way, and whether it ends with them. Only where a message ends may n be less than len(b). After an error the
@@ -18,18 +18,18 @@ type Framer interface {
 
 // Sized is what a Framer may implement if it knows from a message's start how long it will be. It saves copying.
 type Sized interface {
-	// Missing returns how many bytes of the message under way are still to come, as far as that is known.
+	// Missing returns how many bytes of the message under way are still to come, as far as that is known; 0 means that it is not.
 	Missing() int64
 }
 
-// ErrFraming is what a Framer says of bytes that are not its protocol.
+// ErrFraming is what a [Framer] says of bytes that are not its protocol, or wraps. They are delivered all the same: it is the app that answers them.
 var ErrFraming = errors.New("not the protocol of this listener")
 
 // Prefix describes how a length is written before each message.
 type Prefix struct {
 	Width int              // bytes of the length: 1, 2, 4 or 8; 0 means 4
 	Order binary.ByteOrder // nil means big endian
-	Whole bool             // the length counts its own bytes too
+	Whole bool             // the length counts its own bytes too, not only what follows
 }
 
 func (p Prefix) check() error {

@@ -30,6 +30,9 @@ const maxHead = MaxOpening
 const maxAsked = 60
 
 func (c *httpCodec) in(b []byte) (n int, end bool, err error) {
+	if c.why != "" {
+		return len(b), true, nil // it stays, and may be anything by now
+	}
 	if c.asking {
 		n, end, err = c.body.Next(b)
 		c.asking = !end

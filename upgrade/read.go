@@ -245,6 +245,7 @@ func (c *conn) arrivedLocked(b []byte) int {
 		c.in.add(b)
 	case !c.codec.replays():
 		c.in.forget()
+		c.in.add(b[n:])
 	default:
 		c.in.journal(b[:n], c.codec.missing())
 		c.in.add(b[n:])

@@ -37,6 +37,9 @@ type Standalone struct {
 	UpgradeTimeout time.Duration
 	// PIDFile names a file that always has the pid of the process that serves. It is written when an upgrade is complete.
 	PIDFile string
+	// KeepPID keeps the process that was started as the parent of those that serve, for those who watch it: runit, supervisord, a loop in a shell, an
+	// init such as tini. It runs main as far as New, so call that first. It is done by itself in process 1 of a container, and in a systemd unit without Type=notify.
+	KeepPID bool
 }
 
 // Why it is done like this. tableflip passes named descriptors to the process that it starts, and takes one byte back, Ready: from then on the old process can neither start another one
@@ -52,6 +55,7 @@ type standalone struct {
 	u           *Upgrader
 	flip        *tableflip.Upgrader
 	meet, knock *ctl.Conn // the meeting place: the old process reads meet, the new one writes knock
+	front       *ctl.Conn // nil: our pid is the app's
 	first       bool      // nobody hands anything to us
 	terminal    bool      // there was one when we began
 	hup         chan os.Signal
@@ -75,6 +79,9 @@ const (
 // startAlone makes u's part. A second Upgrader of this process gets none.
 func (u *Upgrader) startAlone() error {
 	child := adoptedByTableflip()
+	if !child && u.opt.needsFront() {
+		return beFront()
+	}
 	flip, err := tableflip.New(tableflip.Options{UpgradeTimeout: u.opt.UpgradeTimeout, PIDFile: u.opt.PIDFile})
 	if err != nil && !child {
 		u.opt.Log("upgrade: SIGHUP makes no new process: %v", err)
@@ -86,7 +93,7 @@ func (u *Upgrader) startAlone() error {
 	os.Unsetenv(tableflipEnv) // it is about us, and not about processes that the app starts
 	s := &standalone{u: u, flip: flip, hup: make(chan os.Signal, 1), heirs: make(chan *heir), done: make(chan struct{}), idle: make(chan struct{}), used: map[string]int{}}
 	s.ctx, s.cancel = context.WithCancel(u.opt.ctx)
-	if err := s.findPlace(); err != nil {
+	if err := errors.Join(s.findPlace(), s.findFront()); err != nil {
 		return fmt.Errorf("upgrade: %w", err)
 	}
 	u.alone, u.waiting = s, !s.first

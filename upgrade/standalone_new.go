@@ -2,7 +2,6 @@ package upgrade
 
 import (
 	"errors"
-	"fmt"
 	"os"
 
 	ctl "github.com/hotdeploy/hotdeploy/upgrade/control"
@@ -59,7 +58,7 @@ func (s *standalone) orphaned() {
 	s.committing.Do(func() {
 		s.u.opt.Log("upgrade: the process before this one has ended: pid %d goes on", os.Getpid())
 		s.serve() // an error is that there is nobody to tell
-		notify(fmt.Sprintf("MAINPID=%d\nREADY=1", os.Getpid()))
+		s.announce(os.Getpid())
 	})
 }
 

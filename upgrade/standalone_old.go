@@ -135,9 +135,7 @@ func (s *standalone) upgrade() *heir {
 		return nil
 	}
 	s.u.opt.Log("upgrade: pid %d follows pid %d: %s", h.pid(), os.Getpid(), givenText(given))
-	if pid := h.pid(); pid > 0 {
-		notify(fmt.Sprintf("MAINPID=%d\nREADY=1\nSTATUS=", pid))
-	}
+	s.announce(h.pid())
 	return h
 }
 

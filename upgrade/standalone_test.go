@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +33,8 @@ type lone struct {
 	address string
 	out     *output
 	cmd     *exec.Cmd
+	waited  chan struct{}
+	waitErr error // of the first process; read after waited
 }
 
 // startLone starts wslive with PIDFile; set are variables NAME=value.
@@ -48,6 +51,9 @@ func startLone(t testing.TB, set ...string) *lone {
 	l.cmd = exec.Command(l.binary)
 	l.cmd.Env = append(cleanEnviron(), "WSLIVE_NETWORK="+l.network, "WSLIVE_ADDRESS="+l.address, "WSLIVE_PIDFILE="+l.pidFile, "UPGRADE_FAILPOINT=@"+l.trouble)
 	l.cmd.Env = append(l.cmd.Env, set...)
+	if slices.Contains(set, "CONTAINER=1") {
+		l.cmd.SysProcAttr = container()
+	}
 	l.start()
 	return l
 }
@@ -74,10 +80,13 @@ func (l *lone) start() {
 	}
 	w.Close()
 	go l.out.read(r)
-	go l.cmd.Wait()
+	l.waited = make(chan struct{})
+	go func() {
+		l.waitErr = l.cmd.Wait()
+		close(l.waited)
+	}()
 	l.t.Cleanup(func() {
 		l.killAll()
-		<-l.out.ended
 		if l.t.Failed() || os.Getenv("SAY") != "" {
 			l.t.Logf("what the app said:\n%s", l.out)
 		}

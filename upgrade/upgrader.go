@@ -30,25 +30,29 @@ const (
 
 // Options is what an app may want to say. The zero value will do for an app whose connections have no state, or keep none.
 type Options struct {
-	// States are the versions of state that this release can read: of sessions ([Session.Save]) and of OnFreeze. List the version of the release
-	// before as long as it may have to move on, and the next one's if a rollback shall take connections back.
+	// States are the versions of state that this release can read: of sessions ([Session.Save]) and of OnFreeze. A connection whose state has another one
+	// stays where it is. So that a rollback moves connections back, the release before must list what this one saves: teach a release to read
+	// a version before one saves it.
 	States []uint32
 
 	Mode     Mode          // Rolling or Barrier; if either release wants a barrier there is one
-	Patience time.Duration // how long a request in flight is waited for; 0: two seconds
+	Patience time.Duration // how long a request in flight, or a handler that is busy, is waited for; 0: two seconds
 
+	// The hooks of barrier mode, in their order. All may block until their context ends, within the time for the handoff; nil: nothing to do. With
+	// an error nothing moves, and the release goes on.
+	//
 	// OnPark is called in barrier mode when nothing more comes in: drain your queues, stop your tickers. Writes still go out.
 	OnPark func(context.Context) error
-	// OnFreeze returns what the app knows beyond single connections, and its version.
+	// OnFreeze returns what the app knows beyond single connections, at most 64 MiB, and its version.
 	OnFreeze func(context.Context) (version uint32, state []byte, err error)
 	// Freezes is that version, if it is always the same: then a release that does not list it is found out before anything stands still.
 	Freezes uint32
-	// OnThaw gets it in the next release, before the first connection.
+	// OnThaw gets it in the next release, before the first connection. It must be done within five seconds.
 	OnThaw func(ctx context.Context, version uint32, state []byte) error
 	// OnRollback undoes OnPark: some connections stay in this release, or all.
 	OnRollback func(context.Context)
 
-	// Log gets a line when something is out of the ordinary; nil: nobody, or the standard logger when no supervisor is there to say it.
+	// Log gets a line, without a line feed, when something is out of the ordinary; nil: nobody, or the standard logger when no supervisor is there to say it.
 	Log func(format string, args ...any)
 
 	Standalone // what only a process that nobody supervises needs
@@ -142,7 +146,8 @@ func openControl() (*ctl.Conn, error) {
 	return ctl.NewConn(os.NewFile(uintptr(fd), "control"))
 }
 
-// Ready tells whoever started us that we serve (READY=1), and which connections we can take. Call it when all listeners are there. It does not wait: the connections of
+// Ready tells whoever started us that we serve (READY=1), and which connections we can take. Call it when all listeners are there and served; calling it
+// again is harmless. An error means that nobody was told. It does not wait: the connections of
 // the release before come afterwards.
 func (u *Upgrader) Ready() error {
 	u.mu.Lock()
@@ -446,6 +451,7 @@ func (u *Upgrader) untilTerm() {
 		g.end()
 	}
 	u.giving.Lock() // and never unlocked: nothing begins any more
+	u.alone.farewell()
 	u.exitOnce.Do(func() { close(u.exit) })
 }
 

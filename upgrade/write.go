@@ -82,13 +82,15 @@ func (c *conn) mayWriteLocked() error {
 	return nil
 }
 
-// afterOutLocked follows an HTTP connection that has just become a WebSocket.
+// afterOutLocked follows an HTTP connection that has just become a WebSocket, or something that we do not know.
 func (c *conn) afterOutLocked() {
 	h, ok := c.codec.(*httpCodec)
-	if !ok || h.switched == nil {
+	switch {
+	case !ok || h.switched == nil && h.why == "":
 		return
+	case h.switched != nil:
+		c.codec = h.switched
 	}
-	c.codec = h.switched
 	if len(c.in.ahead()) > 0 {
 		c.pokeLocked() // bytes were held until it was known whose they are
 	}

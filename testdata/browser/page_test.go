@@ -19,6 +19,8 @@ type page struct {
 
 	Silence    float64 // milliseconds
 	Extensions string
+	Events     int    // of the stream
+	EventsFrom string // the release
 	Releases   []struct{ Version, Generation string }
 	Notes      []string
 }
@@ -39,8 +41,9 @@ func TestPage_ThreeUpgradesAndARollback_NothingNoticed(t *testing.T) {
 	}
 	deploy(t, h.Hotdeploy(ctx, 0, "rollback", "demo"))
 	await(t, tab, "3")
+	seen := rest(t, tab)
 	takePicture(t, tab, "page.png")
-	check(t, rest(t, tab), network)
+	check(t, seen, network)
 }
 
 func startHost(t *testing.T, ctx context.Context) *host.Host {
@@ -109,6 +112,9 @@ func check(t *testing.T, p page, network *traffic) {
 	}
 	if !strings.Contains(p.Extensions, "permessage-deflate") {
 		t.Errorf("no compression was agreed: %q", p.Extensions)
+	}
+	if p.Events == 0 || p.EventsFrom != "1" {
+		t.Errorf("the event stream: %d events, the last from release %q, not from the one that began it", p.Events, p.EventsFrom)
 	}
 	var served []string
 	for _, r := range p.Releases {

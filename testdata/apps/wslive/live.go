@@ -3,6 +3,7 @@ package main
 import (
 	_ "embed"
 	"encoding/binary"
+	"fmt"
 	"net/http"
 	"os"
 	"sync"
@@ -47,6 +48,10 @@ var compressing = websocket.Upgrader{EnableCompression: true}
 // live talks in both directions. Its order at the end is what matters: the ticking has ended before the connection is
 // closed, so that nothing is counted that is not written, and both counters are final when they are saved.
 func live(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Accept") == "text/event-stream" {
+		stream(w, r)
+		return
+	}
 	t := &talk{last: word{V: version, Generation: os.Getenv("HOTDEPLOY_GENERATION")}}
 	s := upgrade.SessionOf(r.Context())
 	if _, state := s.State(); len(state) == 16 {
@@ -94,6 +99,27 @@ func (t *talk) tick(stop <-chan struct{}) {
 		err := t.conn.WriteJSON(t.last)
 		t.mu.Unlock()
 		if err != nil {
+			return
+		}
+	}
+}
+
+// stream is the ticks alone, as server-sent events: one answer that does not end. Its connection stays in the release that began it.
+func stream(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	ticker := time.NewTicker(tickEvery)
+	defer ticker.Stop()
+	for n := 1; ; n++ {
+		if _, err := fmt.Fprintf(w, "data: {\"n\": %d, \"v\": %q}\n\n", n, version); err != nil {
+			return
+		}
+		if http.NewResponseController(w).Flush() != nil {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-r.Context().Done():
 			return
 		}
 	}

@@ -51,7 +51,7 @@ func options() upgrade.Options {
 	timeout, _ := time.ParseDuration(os.Getenv("WSLIVE_UPGRADE_TIMEOUT"))
 	return upgrade.Options{
 		States: versions(), Mode: upgrade.Mode(os.Getenv("WSLIVE_MODE")), Log: log.Printf,
-		Standalone: upgrade.Standalone{PIDFile: os.Getenv("WSLIVE_PIDFILE"), UpgradeTimeout: timeout},
+		Standalone: upgrade.Standalone{PIDFile: os.Getenv("WSLIVE_PIDFILE"), UpgradeTimeout: timeout, KeepPID: os.Getenv("WSLIVE_KEEP_PID") != ""},
 	}
 }
 

@@ -25,6 +25,7 @@ type hostile struct {
 	quiet    bool          // sends no pings: gorilla gives up a connection that does not take a pong within a second
 	buffer   int           // receive buffer; 0: the kernel's choice
 	ahead    int           // messages on their way
+	before   int           // ordinary requests on the same connection, before it becomes a WebSocket
 	end      ending
 }
 
@@ -92,6 +93,11 @@ func dial(addr string, h hostile, rng *rand.Rand) (*client, error) {
 
 // open makes the connection a WebSocket.
 func (c *client) open() error {
+	for range c.before {
+		if err := c.ask(); err != nil {
+			return err
+		}
+	}
 	req, err := http.NewRequest("GET", "http://"+c.conn.RemoteAddr().String()+"/ws", nil)
 	if err != nil {
 		return err
@@ -114,6 +120,22 @@ func (c *client) open() error {
 		return fmt.Errorf("the upgrade was answered with %s", res.Status)
 	}
 	c.deflate = strings.Contains(res.Header.Get("Sec-WebSocket-Extensions"), "permessage-deflate")
+	return nil
+}
+
+// ask is an ordinary request.
+func (c *client) ask() error {
+	if err := c.write([]byte("GET /hello HTTP/1.1\r\nHost: a\r\n\r\n")); err != nil {
+		return err
+	}
+	c.conn.SetReadDeadline(time.Now().Add(c.patience))
+	res, err := http.ReadResponse(c.in, nil)
+	if err != nil {
+		return fmt.Errorf("an ordinary request: %w", err)
+	}
+	if b, err := io.ReadAll(res.Body); err != nil || !bytes.HasSuffix(b, []byte(" /hello")) {
+		return fmt.Errorf("an ordinary request was answered with %q: %w", b, err)
+	}
 	return nil
 }
 

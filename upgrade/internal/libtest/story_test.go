@@ -66,14 +66,25 @@ type tally struct {
 	mu      sync.Mutex // protects what follows
 	n, goal int64
 	reached chan struct{} // closed when n has come to goal
+	over    bool
 }
 
 func (x *tally) add() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.n++; x.n == x.goal {
+	if x.n++; x.n == x.goal && !x.over {
 		close(x.reached)
 	}
+}
+
+// fail lets nobody wait any more.
+func (x *tally) fail() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.over && x.n < x.goal {
+		close(x.reached)
+	}
+	x.over = true
 }
 
 // after returns a channel that is closed when there were n more.
@@ -81,6 +92,10 @@ func (x *tally) after(n int64) <-chan struct{} {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.goal, x.reached = x.n+max(1, n), make(chan struct{})
+	if x.over {
+		x.goal = x.n
+		close(x.reached)
+	}
 	return x.reached
 }
 
@@ -314,7 +329,7 @@ func fleet() []guest {
 	}
 	for _, e := range []ending{closes, asks, halves} {
 		leaving := torn
-		leaving.end = e
+		leaving.end, leaving.before = e, 2
 		list = append(list, torn, leaving)
 	}
 	return list
