@@ -114,7 +114,7 @@ func (s *Store) Rebuild(ctx context.Context, digest, id string) error {
 	defer s.setCompleting("")
 	u, err := s.openUpload(digest)
 	if errors.Is(err, fs.ErrNotExist) {
-		return refuse(api.ErrNotFound, "push it again", "there is no upload %.12s on this host", digest)
+		return nil // Complete tells whether that is because the release is there
 	}
 	if err != nil {
 		return fmt.Errorf("open the upload %.12s: %w", digest, err)
@@ -135,7 +135,7 @@ func (s *Store) Rebuild(ctx context.Context, digest, id string) error {
 func (s *Store) rebuild(ctx context.Context, u *upload, dir *os.Root, name string) error {
 	f, fi, err := openRegular(dir, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return refuse(api.ErrIncomplete, "push again", "there is no such bundle")
+		return nil // somebody who sends the same was faster, or Complete tells what is missing
 	}
 	if err != nil {
 		return err
