@@ -74,6 +74,7 @@ func (c *control) dial(ctx context.Context) (net.Conn, error) {
 type hostState struct {
 	daemon, configured bool
 	unit               string // systemctl's word
+	populated          bool   // its cgroup has processes, whatever systemctl says
 	socket             string // absent, denied, there
 	user, group        string // ours; the socket's
 	services           []string
@@ -83,6 +84,7 @@ const stateScript = `
 [ -x "$3" ] && echo daemon=yes
 [ -e "/etc/hotdeploy/$1.toml" ] && echo configured=yes
 echo "unit=$(systemctl is-active "$1.service" 2>/dev/null)"
+grep -qx 'populated 1' "/sys/fs/cgroup/system.slice/$1.service/cgroup.events" 2>/dev/null && echo populated=yes
 if [ ! -S "$2" ]; then echo socket=absent; elif [ ! -w "$2" ]; then echo socket=denied; else echo socket=there; fi
 echo "user=$(id -un)"
 echo "group=$(systemctl show -p Group --value "$1.service" 2>/dev/null)"
@@ -102,6 +104,8 @@ func (c *control) ask(ctx context.Context) (st hostState, err error) {
 			st.configured = true
 		case "unit":
 			st.unit = value
+		case "populated":
+			st.populated = true
 		case "socket":
 			st.socket = value
 		case "user":
@@ -160,8 +164,12 @@ func (c *control) verdict(st hostState, cause error) error {
 	case !st.daemon || !st.configured && !running:
 		return c.missing(st)
 	case !running:
-		return refusal(ErrDaemonStopped, fmt.Sprintf("the daemon of %s is not running (its unit is %s)", service, orUnknown(st.unit)),
+		f := refusal(ErrDaemonStopped, fmt.Sprintf("the daemon of %s is not running (its unit is %s)", service, orUnknown(st.unit)),
 			fmt.Sprintf("start it with  ssh %s sudo systemctl start %s", host, service))
+		if f.State = "nothing is serving: the app ended with the daemon; nothing was changed"; st.populated {
+			f.State = "processes of the app still run, without the daemon; nothing was changed"
+		}
+		return f
 	}
 	return cause
 }

@@ -3,6 +3,8 @@ package remote
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 )
 
@@ -186,7 +188,18 @@ func lineLost(err error) error {
 	case errors.Is(err, ErrLineLost):
 		return err
 	}
-	return fmt.Errorf("%w: %w", ErrLineLost, err)
+	return fmt.Errorf("%w: %w", ErrLineLost, inWords(err))
+}
+
+// errHungUp is how a connection ends of which nothing more is known.
+var errHungUp = errors.New("the other side has closed the connection")
+
+// inWords says in words for people what says nothing to them: the end of a stream, or what follows from it inside of libraries.
+func inWords(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || strings.Contains(err.Error(), "unexpected packet in response") {
+		return errHungUp
+	}
+	return err
 }
 
 func neverRan(what string, err error) error {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/remote"
 )
 
@@ -129,4 +131,41 @@ func TestDial_ServerThatSaysNothingIsUnreachable(t *testing.T) {
 	if _, err := remote.Dial(ctx, h, remote.Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// Whatever notices a lost line says so once, and in words.
+func TestLine_LostIsSaidOnceAndInWords(t *testing.T) {
+	onEveryServer(t, func(t *testing.T, start startServer) {
+		h, srv := newHost(t, start)
+		s := dial(t, h, remote.Options{})
+		conn, err := s.DialCommand(deadline(t), []string{"cat"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := remote.Control(s, "chat", t.TempDir()+"/control.sock")
+		defer client.Close()
+		srv.drop()
+		_, readErr := conn.Read(make([]byte, 1))
+		_, statusErr := client.Status(deadline(t))
+		_, dialErr := s.DialUnix(deadline(t), "/run/nothing.sock")
+		for what, err := range map[string]error{
+			"read": readErr, "status": statusErr, "dial": dialErr, "session": s.Err(),
+			"run":  s.Run(deadline(t), []string{"true"}, nil, nil, nil),
+			"over": &api.LineError{Op: "GET /v1/status", Sent: true, Err: readErr},
+		} {
+			if err == nil {
+				t.Errorf("%s: nothing was lost", what)
+				continue
+			}
+			text := err.Error()
+			for _, word := range []string{"closed network connection", "unexpected packet", "<nil>", "EOF"} {
+				if strings.Contains(text, word) {
+					t.Errorf("%s: %q", what, text)
+				}
+			}
+			if n := strings.Count(text, "the line was lost"); n != 1 {
+				t.Errorf("%s: %q says it %d times", what, text, n)
+			}
+		}
+	})
 }

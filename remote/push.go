@@ -108,6 +108,9 @@ func (d *Deployment) Push(ctx context.Context, rel *release.Packed) (Result, err
 		res, err = d.upgrade(ctx, st, req)
 	}
 	res.Transfer = t
+	if f := new(Failure); errors.As(err, &f) && f.Outcome == api.NothingChanged && res.Upgrade.ID == "" {
+		d.discard(ref.Digest)
+	}
 	return res, err
 }
 
@@ -139,6 +142,20 @@ func (d *Deployment) deliver(ctx context.Context, rel *release.Packed, st api.St
 		d.delivered = map[string]Transfer{rel.Digest: t}
 	}
 	return t, err
+}
+
+// discard takes back what was uploaded for an upgrade that did not begin, so that nothing has changed. The host keeps the content for a while: another
+// push does not send it again.
+func (d *Deployment) discard(digest string) {
+	if d.line == nil {
+		return
+	}
+	ctx, stop := d.fresh(answerTimeout)
+	defer stop()
+	err := d.line.Client.Discard(ctx, digest)
+	if err != nil && !errors.Is(err, api.ErrNotFound) && !lineFailed(err) { // an older daemon cannot; a later push does it then
+		d.say(fmt.Sprintf("the release that was uploaded stays on the host: %v", err))
+	}
 }
 
 // serves tells whether ref is committed and serving.

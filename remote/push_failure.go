@@ -41,6 +41,9 @@ func Explain(name string, err error) *Failure {
 	if errors.Is(err, api.ErrLineLost) {
 		f.Outcome, f.State, f.Hint = api.Unknown, "not known", "find out with  hotdeploy status "+name
 	}
+	if errors.Is(err, api.ErrSilent) {
+		f.State, f.Hint = "not known: the daemon does not answer", "see what it does with  hotdeploy logs "+name
+	}
 	if e := new(api.Error); errors.As(err, &e) {
 		f.State, f.Hint, f.Output = e.State, withHost(e.Hint, name), e.Output
 	}
@@ -197,8 +200,7 @@ func (d *Deployment) addJournal(f *Failure, identifier string, since time.Time) 
 	lines, err := ReadJournal(ctx, d.line.Session, identifier, since, journalLines)
 	switch {
 	case errors.Is(err, ErrJournalForbidden):
-		f.Hint = fmt.Sprintf("to see its last lines here let the user read the journal:  ssh %s sudo usermod -aG systemd-journal %s",
-			d.Name, d.line.Session.Host().User)
+		f.Hint = "to see its last lines here " + letRead(d.Name, d.line.Session.Host().User)
 	case err != nil:
 		d.say(fmt.Sprintf("its last lines could not be read: %v", err))
 	}

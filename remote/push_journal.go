@@ -67,18 +67,18 @@ type LogSource struct {
 
 // Logs copies a service's lines of the journal to w, with the host's times. With Follow it ends with ctx.
 func Logs(ctx context.Context, s *Session, from LogSource, q api.LogQuery, w io.Writer) error {
-	argv := []string{"journalctl", "--no-pager", "-o", "short-iso", "-n", strconv.Itoa(max(q.Lines, 0))}
+	which := []string{"-u", from.unit()}
+	if q.Release != "" {
+		which = []string{"-t", from.Service + "/" + q.Release}
+	}
+	if err := from.check(ctx, s, which, q); err != nil {
+		return err
+	}
+	argv := []string{"journalctl", "-q", "--no-pager", "-o", "short-iso", "-n", strconv.Itoa(max(q.Lines, 0))}
 	if q.Follow {
 		argv = append(argv, "-f")
 	}
-	if q.Release != "" {
-		argv = append(argv, "-t", from.Service+"/"+q.Release)
-	} else {
-		if from.Unit == "" {
-			from.Unit = from.Service + ".service"
-		}
-		argv = append(argv, "-u", from.Unit)
-	}
+	argv = append(argv, which...)
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	errs := &lineWriter{limit: maxStderr, line: func(line string) {
@@ -90,11 +90,44 @@ func Logs(ctx context.Context, s *Session, from LogSource, q api.LogQuery, w io.
 	err := s.Run(ctx, argv, nil, w, io.MultiWriter(errs, said))
 	switch {
 	case errors.Is(context.Cause(ctx), ErrJournalForbidden) || isForbidden(said.String()):
-		user := s.host.User
-		return refusal(&api.Error{Code: "journal-forbidden"}, user+" may not read the journal there",
-			fmt.Sprintf("let the user read it with  ssh %s sudo usermod -aG systemd-journal %s", from.Name, user))
+		return from.forbidden(s.host.User)
 	case err != nil && said.String() != "":
 		return fmt.Errorf("%w: %s", err, oneLine(printable(said.String())))
 	}
 	return err
+}
+
+func (from LogSource) unit() string {
+	if from.Unit == "" {
+		return from.Service + ".service"
+	}
+	return from.Unit
+}
+
+// check finds out before anything is printed whether there is something to read, and whether we may: journalctl says neither in a way that could be
+// told from the app's lines.
+func (from LogSource) check(ctx context.Context, s *Session, which []string, q api.LogQuery) error {
+	out := &limited{limit: maxJournalLine, tail: true}
+	errs := &limited{limit: maxStderr}
+	err := s.Run(ctx, append([]string{"journalctl", "-q", "--no-pager", "-o", "cat", "-n", "1"}, which...), nil, out, errs)
+	switch {
+	case isForbidden(errs.String()), out.String() == "" && !mayReadJournal(ctx, s):
+		return from.forbidden(s.host.User)
+	case err != nil:
+		return fmt.Errorf("%w: %s", err, oneLine(printable(errs.String())))
+	case out.String() == "" && !q.Follow && q.Release != "":
+		return refusal(api.ErrNotFound, fmt.Sprintf("the journal there has no line of release %s", q.Release), "see which there are:  hotdeploy releases "+from.Name)
+	}
+	return nil
+}
+
+func (from LogSource) forbidden(user string) error {
+	f := refusal(&api.Error{Code: "journal-forbidden"}, user+" may not read the journal there", letRead(from.Name, user))
+	f.State = "the app's lines are in the journal of the host; nothing was changed"
+	return f
+}
+
+// letRead is what to type so that a user sees the app's lines.
+func letRead(name, user string) string {
+	return fmt.Sprintf("let %s read the host's journal (all of it):  ssh %s sudo usermod -aG systemd-journal %s", user, name, user)
 }

@@ -15,6 +15,8 @@ const (
 	cancelTimeout   = 2 * time.Minute  // a cancelled upgrade still stops its generation
 	pollInterval    = 5 * time.Second  // asks for the upgrade itself when no event comes
 	stateTimeout    = 5 * time.Second  // for the state line of a failure
+	slowAnswer      = 2 * time.Second  // then somebody wants to know what is waited for
+	stillEvery      = 5 * time.Second  // likewise
 	reconnectWithin = 30 * time.Second
 	reconnectFirst  = 200 * time.Millisecond
 	reconnectLast   = 5 * time.Second
@@ -50,14 +52,18 @@ func (d *Deployment) upgrade(ctx context.Context, before api.Status, req api.Upg
 func (d *Deployment) ask(ctx context.Context, before api.Status, req api.UpgradeRequest) (api.Upgrade, error) {
 	ctx2, stop := d.fresh(answerTimeout)
 	defer stop()
+	slow := time.AfterFunc(slowAnswer, func() {
+		d.say(fmt.Sprintf("the upgrade is asked for; waiting for the host's answer, for at most %s", answerTimeout))
+	})
 	up, err := d.line.Client.Upgrade(ctx2, req)
+	slow.Stop()
 	if err == nil {
 		return up, nil
 	}
 	if !errors.Is(err, api.ErrLineLost) {
 		return up, d.unchanged(ctx, err)
 	}
-	d.say("the line was lost while asking for the upgrade; finding out whether the host heard it")
+	d.say(fmt.Sprintf("the line was lost while asking for the upgrade; connecting again, for at most %s, to find out whether the host heard it", d.within()))
 	up, found, ferr := d.find(ctx, before, req)
 	switch {
 	case ferr != nil:
@@ -106,7 +112,7 @@ func (d *Deployment) follow(ctx context.Context, up api.Upgrade, since uint64) (
 		case ctx.Err() != nil:
 			return d.cancel(next)
 		case lineFailed(err):
-			d.say(fmt.Sprintf("%v; connecting again, the upgrade goes on meanwhile", err))
+			d.say(fmt.Sprintf("%v; connecting again, for at most %s; the upgrade goes on meanwhile", err, d.within()))
 			if up, since, err = d.pickUp(ctx, next); err != nil {
 				return up, err
 			}
@@ -174,6 +180,7 @@ func (d *Deployment) reconnect(ctx context.Context) (api.Status, error) {
 	}
 	ctx, stop := context.WithTimeout(ctx, d.within())
 	defer stop()
+	defer d.sayStill(ctx)()
 	for wait := reconnectFirst; ; wait = min(2*wait, reconnectLast) {
 		d.Close()
 		st, err := d.connect(ctx)
@@ -182,10 +189,35 @@ func (d *Deployment) reconnect(ctx context.Context) (api.Status, error) {
 		}
 		select {
 		case <-ctx.Done():
+			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == context.DeadlineExceeded {
+				err = fmt.Errorf("%s could not be reached again within %s", d.Name, d.within())
+			}
 			return st, err
 		case <-time.After(wait):
 		}
 	}
+}
+
+// sayStill says now and then for how long the host is still tried, until stop is called.
+func (d *Deployment) sayStill(ctx context.Context) (stop func()) {
+	ended := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(stillEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if by, ok := ctx.Deadline(); ok && time.Until(by) > time.Second {
+					d.say(fmt.Sprintf("the host cannot be reached yet; trying for %s more", time.Until(by).Round(time.Second)))
+				}
+			case <-ctx.Done():
+				return
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return func() { close(ended) }
 }
 
 // cancel takes the upgrade back. On which side of the switch it was caught, the host says.

@@ -90,7 +90,7 @@ func (s *Session) Close() error {
 
 // lost tells whether err is about the line: it asks the host whether it is
 // there, because a channel learns of its end before the session does. The
-// result is err, or an ErrLineLost or ErrClosed with err in it.
+// result is err, or the ErrLineLost or ErrClosed that the session ended with.
 func (s *Session) lost(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -110,7 +110,7 @@ func (s *Session) lost(ctx context.Context, err error) error {
 		return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 	}
 	<-s.done // close behind: nothing but the end of the line fails a request
-	return fmt.Errorf("%w (%w)", s.err, err)
+	return s.err
 }
 
 // openChannel opens a channel. It ends with ctx; a channel that opens after

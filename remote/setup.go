@@ -24,6 +24,7 @@ const (
 	maxProbe      = 16 << 10
 	maxSetupLines = 64 << 10
 	restartNeeded = "restart needed: " // how a line of hotdeployd setup says so
+	remark        = "note: "           // likewise
 	nothingToDo   = "nothing to change"
 )
 
@@ -39,6 +40,7 @@ type SetupOptions struct {
 type SetupResult struct {
 	Platform string   `json:"platform"` // of the host
 	Changes  []string `json:"changes"`
+	Notes    []string `json:"notes,omitempty"`
 	Restart  []string `json:"restart_needed,omitempty"` // why the running daemon is not the one that is set up now
 }
 
@@ -150,7 +152,7 @@ func (u *setup) run(ctx context.Context, m machine) error {
 	spec := u.o.Spec
 	spec.DaemonPath = daemonPath
 	if len(spec.DeployGroupMembers) == 0 && !m.root { // or the next push would be refused
-		spec.DeployGroupMembers = []string{m.user}
+		spec.DeployGroupMembers, spec.ReadJournal = []string{m.user}, true // with sudo he may do more than that already
 	}
 	input, err := json.Marshal(spec)
 	if err != nil {
@@ -174,6 +176,9 @@ func (u *setup) reported(line string) {
 	case line == "" || line == nothingToDo:
 	case ok:
 		u.res.Restart = append(u.res.Restart, why)
+	case strings.HasPrefix(line, remark):
+		u.res.Notes = append(u.res.Notes, strings.TrimPrefix(line, remark))
+		u.say(line)
 	default:
 		u.changed(line)
 	}

@@ -17,13 +17,14 @@ import (
 type SetupWishes struct {
 	User, Root       string
 	DeployUsers      []string // may push: members of the service's group
+	ReadJournal      bool     // and may read the host's journal, so that they see what the app says
 	SocketActivation bool     // systemd binds the listeners
 }
 
 // SpecFor derives what a host must have from what the project says of its listeners.
 func SpecFor(p *config.Project, w SetupWishes) (systemd.SetupSpec, error) {
 	spec := systemd.SetupSpec{UnitSpec: systemd.UnitSpec{Service: p.Service, User: w.User, Root: w.Root}}
-	spec.DeployGroupMembers, spec.Enable, spec.Start = w.DeployUsers, true, true
+	spec.DeployGroupMembers, spec.ReadJournal, spec.Enable, spec.Start = w.DeployUsers, w.ReadJournal, true, true
 	filled := spec.WithDefaults()
 	daemon := config.NewDaemon(p.Service)
 	daemon.Root, daemon.User = filled.Root, filled.User

@@ -17,7 +17,10 @@ import (
 
 // arrives notes on the disk that a push brings a release, before it is there: so it is known for one after a crash too.
 func (s *Supervisor) arrives(digest string) {
-	if release.CheckDigest(digest) != nil || s.store.Has(digest) {
+	if release.CheckDigest(digest) != nil {
+		return
+	}
+	if _, has := s.store.Find(digest); has {
 		return
 	}
 	if err := s.changeState(func(st *store.State) { st.Arrive(digest) }); err != nil {
@@ -96,6 +99,17 @@ func (s *Supervisor) withdraw(ref release.Ref) {
 	if err := s.changeState(func(st *store.State) { st.Settle(ref.Digest) }); err != nil {
 		s.logf("write the state: %v", err)
 	}
+}
+
+// discard is for a push that ended after its upload and before its upgrade.
+func (s *Supervisor) discard(digest string) error {
+	if err := release.CheckDigest(digest); err != nil {
+		return api.ErrBadRequest.With(err.Error())
+	}
+	if ref, has := s.store.Find(digest); has {
+		<-s.withdrawLater(ref)
+	}
+	return nil
 }
 
 // runs is a living generation of a release. On the loop.

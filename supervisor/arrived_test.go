@@ -221,3 +221,40 @@ func TestFailedPush_SupervisorEndsMeanwhile_ItGoesAtTheNextStart(t *testing.T) {
 	r.hasOnly("1")
 	r.push("2", env("WHICH", "second"))
 }
+
+// A push that ends between its upload and its upgrade takes back what it brought, and nothing else.
+func TestDiscard_TakesBackWhatNobodyStarts(t *testing.T) {
+	r := newRig(t)
+	r.push("1")
+	r.push("2")
+	r.install("3", env("WHICH", "first"))
+	packed, err := r.pack("3", env("WHICH", "first"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := r.status()
+	for _, digest := range []string{packed.Digest, packed.Digest, st.Committed.Digest, st.Previous.Digest, strings.Repeat("0", 64)} {
+		if err := r.client.Discard(r.ctx(), digest); err != nil {
+			t.Errorf("%s: %v", digest, err)
+		}
+	}
+	r.hasOnly("1", "2")
+	if err := r.client.Discard(r.ctx(), "../1"); !errors.Is(err, api.ErrBadRequest) {
+		t.Errorf("%v", err)
+	}
+	r.install("3", func(s *release.Spec) { s.Soak.Duration = release.Duration(300 * time.Millisecond) })
+	if packed, err = r.pack("3", func(s *release.Spec) { s.Soak.Duration = release.Duration(300 * time.Millisecond) }); err != nil {
+		t.Fatal(err)
+	}
+	u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "3", By: "tester"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.client.Discard(r.ctx(), packed.Digest); err != nil { // it is being started
+		t.Error(err)
+	}
+	if u = r.outcome(u.ID); u.Outcome != api.Done {
+		t.Errorf("%s: %+v", u.Outcome, u.Error)
+	}
+	r.hasOnly("1", "2", "3")
+}

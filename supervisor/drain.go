@@ -136,7 +136,12 @@ func (s *Supervisor) drainers() (n int) {
 // itself after the grace. An operator who retires it at once need not wait for that.
 func (s *Supervisor) closeRest(g *generation, spread, grace time.Duration, why string) {
 	s.do(func() { g.state = api.GenStopping })
-	s.moveRest(g, spread == 0)
+	if s.moveRest(g, spread == 0) && spread > 0 {
+		if s.letFinish(g, grace); g.isGone() {
+			return
+		}
+	}
+	s.keepRest(g)
 	if n, err := g.connections(); err != nil || n > 0 {
 		s.emit(api.Event{Type: api.EventGeneration, Generation: g.number,
 			Text: fmt.Sprintf("generation %d (%s) %s: closing its connections over %s", g.number, g.rel.Version, why, spread)})
@@ -164,6 +169,19 @@ func (s *Supervisor) closeRest(g *generation, spread, grace time.Duration, why s
 			s.kill(g, "did not exit after its connections were closed")
 			return
 		}
+	}
+}
+
+// letFinish waits for a generation that has just given away what it could: what it has left may be a request that ends in a moment.
+func (s *Supervisor) letFinish(g *generation, grace time.Duration) {
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-g.gone:
+	case <-s.ctx.Done():
+	case <-timer.C:
+	case now := <-g.retire:
+		g.askToRetire(now) // whoever closes the rest wants to know, too
 	}
 }
 

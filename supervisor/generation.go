@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +27,7 @@ type generation struct {
 	sockets []*socket // lent to it
 	output  *output   // its last lines; nil where they go to the journal
 	line    *line     // its control channel
+	takes   string    // in which mode another one is to give it connections; "": there is none
 	started time.Time
 
 	ready  chan struct{}      // closed at READY=1
@@ -48,16 +48,21 @@ type generation struct {
 	text        string
 	health      string
 	handoff     *api.Handoff // when it gave its connections away, the last time
+	taken       *api.Handoff // when it got some, the last time
 }
 
 // start runs rel as a new generation and watches it. The caller owns s.busy. The listeners that the release adds are bound
 // first; if anything fails they are closed again and nothing has changed.
 func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) {
+	mode, err := s.giving(u)
+	if err != nil {
+		return nil, err
+	}
 	lent, err := s.lend(rel.Manifest.Spec.Listeners)
 	if err != nil {
 		return nil, err
 	}
-	g := &generation{number: u.number, rel: rel, sockets: lent, started: time.Now(), state: api.GenStarting, sampled: -1,
+	g := &generation{takes: mode, number: u.number, rel: rel, sockets: lent, started: time.Now(), state: api.GenStarting, sampled: -1,
 		ready: make(chan struct{}), extend: make(chan time.Duration, 1), gone: make(chan struct{}), retire: make(chan bool, 1)}
 	s.do(func() { s.launching = true })
 	err = s.launch(g)
@@ -128,12 +133,15 @@ func (s *Supervisor) launch(g *generation) error {
 	}
 	defer theirs.Close()
 	g.line = l
+	if g.takes != "" {
+		env = append(env[:len(env):len(env)], control.EnvTakes+"="+g.takes)
+	}
 	env = append(env[:len(env):len(env)], control.Env+"="+strconv.Itoa(3+len(files))) // behind the listeners
 	files = append(files, theirs)
 	command := spec.Run.Command
 	g.group, err = procs.Launch(procs.Spec{
 		Helper: s.opt.Helper, Name: fmt.Sprintf("generation-%d", g.number), Cgroup: s.opt.Cgroup,
-		Path: commandPath(command[0], g.rel.FilesDir, env), Args: command, Env: env, Dir: g.rel.FilesDir,
+		Path: procs.Find(command[0], g.rel.FilesDir, env), Args: command, Env: env, Dir: g.rel.FilesDir,
 		Files: files, Stdout: stream, Stderr: stream,
 	})
 	if err != nil {
@@ -142,27 +150,6 @@ func (s *Supervisor) launch(g *generation) error {
 		return launchError(command[0], err)
 	}
 	return nil
-}
-
-// commandPath finds the start command: with a slash inside the release (or absolute), without one in the PATH that the app gets.
-func commandPath(name, dir string, env []string) string {
-	if filepath.IsAbs(name) {
-		return name
-	}
-	if strings.Contains(name, "/") {
-		return filepath.Join(dir, name)
-	}
-	for _, kv := range env {
-		if path, ok := strings.CutPrefix(kv, "PATH="); ok {
-			for _, d := range filepath.SplitList(path) {
-				full := filepath.Join(d, name)
-				if st, err := os.Stat(full); filepath.IsAbs(full) && err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
-					return full
-				}
-			}
-		}
-	}
-	return name // execve tells what is wrong with it
 }
 
 func launchError(command string, err error) error {

@@ -1,11 +1,13 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -38,22 +40,6 @@ func (t turn) take(ctx context.Context) error {
 	}
 }
 
-// has takes the turn if it can be had before either ends. Where it is free it is had in any case.
-func (t turn) has(ctx context.Context, gone <-chan struct{}) bool {
-	select {
-	case t <- struct{}{}:
-		return true
-	default:
-	}
-	select {
-	case t <- struct{}{}:
-		return true
-	case <-ctx.Done():
-	case <-gone:
-	}
-	return false
-}
-
 func (t turn) give() { <-t }
 
 // line is one generation's control channel. Only the goroutine of the upgrade in flight reads it.
@@ -82,16 +68,21 @@ func (g *generation) moves() bool {
 
 // handoff moves the serving generation's connections to g, if both can. From then on only g accepts, until [Supervisor.handBack]. The turn
 // to move is u's until the end.
-func (s *Supervisor) handoff(u *upgrade, g *generation) error {
-	if err := s.moving.take(u.ctx); err != nil {
-		return err
-	}
-	u.moves = true
+func (s *Supervisor) handoff(u *upgrade, g *generation) (err error) {
+	defer func() {
+		if err == nil {
+			s.letIn(g)
+		}
+	}()
 	var old *generation
 	s.do(func() { old = s.serving })
 	if old == nil {
 		return nil
 	}
+	if err := s.moving.take(u.ctx); err != nil {
+		return err
+	}
+	u.moves = true
 	if can, why := canMove(old, g); !can {
 		s.do(func() { u.text = why })
 		return nil
@@ -104,6 +95,30 @@ func (s *Supervisor) handoff(u *upgrade, g *generation) error {
 		err = context.Cause(u.ctx)
 	}
 	return err
+}
+
+// letIn tells g to accept, if it has waited for what comes with the connections of another one, or would go on to.
+func (s *Supervisor) letIn(g *generation) {
+	if !g.moves() {
+		return
+	}
+	if err := g.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil && !g.hasEnded() {
+		s.logf("generation %d: %v", g.number, err)
+	}
+}
+
+// giving is in which mode the serving generation gives its connections away; "" if it does not.
+func (s *Supervisor) giving(u *upgrade) (mode string, err error) {
+	if err := s.moving.take(u.ctx); err != nil {
+		return "", err
+	}
+	defer s.moving.give()
+	var old *generation
+	s.do(func() { old = s.serving })
+	if old == nil || !old.moves() {
+		return "", nil
+	}
+	return cmp.Or(old.line.hello.Mode, "rolling"), nil
 }
 
 // canMove tells whether connections can go from one generation to another, and if not why, where that is worth a word: it is not where
@@ -133,10 +148,11 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 	if old == nil {
 		return
 	}
-	if err := old.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil {
+	if err := old.line.Send(control.Message{Type: control.Proceed, Takes: true}, nil, sendTimeout); err != nil {
 		s.logf("generation %d: %v", old.number, err)
 		return
 	}
+	defer s.letIn(old)
 	select {
 	case <-g.group.Done():
 		return
@@ -159,29 +175,57 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 }
 
 // moveRest lets g, whose connections are about to be closed, give what it still has to the generation that serves, if both can: a release that could
-// not have it may have been followed by one that can. Where an upgrade is in flight its end is waited for, unless an operator cannot wait.
-func (s *Supervisor) moveRest(g *generation, hurry bool) {
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
-	if hurry {
-		cancel()
-	}
-	if !s.moving.has(ctx, g.gone) {
-		return
+// not have it may have been followed by one that can. It tells whether that was tried. Where an upgrade is in flight its end is waited for, unless an operator cannot wait.
+func (s *Supervisor) moveRest(g *generation, hurry bool) (tried bool) {
+	if !s.mayMove(g, hurry) {
+		return false
 	}
 	defer s.moving.give()
 	var to *generation
 	s.do(func() { to = s.serving })
 	if to == nil || to == g || g.hasEnded() {
-		return
+		return false
 	}
 	if can, _ := canMove(g, to); !can {
-		return
+		return false
 	}
 	if _, err := s.move(s.ctx, g, to, g); err != nil {
 		s.logf("%v", err)
 	}
-	// From here on it keeps what it has, or a connection could be closed that is just on its way.
+	return true
+}
+
+// mayMove takes the turn for g, if it can be had before g ends or an operator cannot wait any more.
+func (s *Supervisor) mayMove(g *generation, hurry bool) bool {
+	for {
+		select {
+		case s.moving <- struct{}{}:
+			return true
+		default:
+		}
+		if hurry {
+			return false
+		}
+		select {
+		case s.moving <- struct{}{}:
+			return true
+		case hurry = <-g.retire:
+			if hurry {
+				g.askToRetire(true) // whoever closes the rest wants to know, too
+			}
+		case <-g.gone:
+			return false
+		case <-s.ctx.Done():
+			return false
+		}
+	}
+}
+
+// keepRest lets g keep what it still has: a connection that is on its way must not be closed in that moment.
+func (s *Supervisor) keepRest(g *generation) {
+	if !g.moves() {
+		return
+	}
 	if err := g.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil && !g.hasEnded() {
 		s.logf("generation %d: %v", g.number, err)
 	}
@@ -209,7 +253,7 @@ func (s *Supervisor) move(ctx context.Context, from, to, newer *generation) (*ap
 		h.Error, err = "the giving generation ended", nil
 	}
 	s.do(func() {
-		from.handoff = h
+		from.handoff, to.taken = h, h
 		s.moved += h.Moved
 		s.refused += h.Refused
 		for why, n := range h.Kept {
@@ -219,7 +263,7 @@ func (s *Supervisor) move(ctx context.Context, from, to, newer *generation) (*ap
 		}
 		s.longestPause = h.LongestPause
 	})
-	s.emit(api.Event{Type: api.EventGeneration, Generation: from.number,
+	s.emit(api.Event{Type: api.EventGeneration, Generation: from.number, Handoff: h,
 		Text: fmt.Sprintf("generation %d (%s) handed its connections to generation %d (%s): %s", from.number, from.rel.Version, to.number, to.rel.Version, movedText(h, from, to))})
 	return h, err
 }
@@ -331,12 +375,28 @@ const reasonVersion = "state version"
 func movedText(h *api.Handoff, from, to *generation) string {
 	text := h.Text()
 	if n := h.Kept[reasonVersion]; n > 0 {
-		reads := "no state"
-		if states := to.line.hello.States; len(states) > 0 {
-			reads = "state version " + strings.Trim(fmt.Sprint(states[:min(len(states), maxReasons)]), "[]")
-		}
-		text += fmt.Sprintf("; %s cannot read the state of %s that %s has saved (it reads %s): it finishes in generation %d",
-			to.rel.Version, plural(n, "connection"), from.rel.Version, reads, from.number)
+		text += fmt.Sprintf("; %s cannot read the state of %s that %s has saved (it reads %s): they finish in generation %d",
+			to.rel.Version, plural(n, "connection"), from.rel.Version, to.readsText(), from.number)
 	}
 	return text
+}
+
+// readsText is which versions of state g has said that it can read.
+func (g *generation) readsText() string {
+	states := slices.Clone(g.line.hello.States)
+	slices.Sort(states)
+	var list []string
+	for _, v := range slices.Compact(states) {
+		if len(list) == maxReasons {
+			return "state versions " + strings.Join(list, ", ") + " and more"
+		}
+		list = append(list, strconv.Itoa(int(v)))
+	}
+	switch len(list) {
+	case 0:
+		return "no state"
+	case 1:
+		return "state version " + list[0]
+	}
+	return "state versions " + strings.Join(list, ", ")
 }

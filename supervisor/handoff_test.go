@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptrace"
@@ -78,9 +79,7 @@ func TestHandoff_UnderLoad_NobodyNotices(t *testing.T) {
 			u := r.upgrade(api.KindRollback, "")
 			allMoved(t, u.Handoff, 200)
 			r.awaitEvent(4, "exited with status 0")
-			if !strings.Contains(r.metrics(), "hotdeploy_connections_moved_total") {
-				t.Error("no metric tells of it")
-			}
+			r.tellsOfMoves(u)
 			report := stopLoad(t, l)
 			onVersion(t, report, "3")
 			if report.Changed != 200 {
@@ -88,6 +87,28 @@ func TestHandoff_UnderLoad_NobodyNotices(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tellsOfMoves looks for the moves of the last upgrade wherever somebody might.
+func (r *rig) tellsOfMoves(u api.Upgrade) {
+	r.t.Helper()
+	text := r.metrics()
+	for _, want := range []string{"hotdeploy_connections_moved_total", "hotdeploy_connections_refused_total 0", "hotdeploy_handoff_longest_pause_seconds 0.",
+		fmt.Sprintf(`hotdeploy_generation_handoff_connections{generation="%d",release="%s",state="serving",what="taken"} %d`, u.Generation, u.To.Version, u.Handoff.Moved)} {
+		if !strings.Contains(text, want) {
+			r.t.Errorf("no metric %s", want)
+		}
+	}
+	if g := r.status().Generations[0]; g.Taken == nil || g.Taken.Moved != u.Handoff.Moved || g.Taken.LongestPause == 0 {
+		r.t.Errorf("status of the serving generation: %+v", g)
+	}
+	list, err := r.client.History(r.ctx(), 1)
+	if err != nil || len(list) != 1 || list[0].ID != u.ID || list[0].Handoff == nil || list[0].Handoff.Moved != u.Handoff.Moved {
+		r.t.Errorf("history %+v (%v)", list, err)
+	}
+	r.await(func(e api.Event) bool {
+		return e.Handoff != nil && e.Handoff.To == u.Generation && e.Handoff.Moved == u.Handoff.Moved
+	})
 }
 
 func TestHandoff_UnhealthyInTheSoak_TheyComeBack(t *testing.T) {
@@ -198,7 +219,7 @@ func TestHandoff_StateThatNobodyReads_Stays(t *testing.T) {
 		t.Errorf("%+v", u.Handoff)
 	}
 	if words := phaseText(u, api.PhaseHandoff); !strings.Contains(words, "2 cannot read the state of 20 connections that 1 has saved (it reads state version 2") ||
-		!strings.Contains(words, "finishes in generation 1") {
+		!strings.Contains(words, "they finish in generation 1") {
 		t.Errorf("the push says %q", words)
 	}
 	onVersion(t, stopLoad(t, l), "1")

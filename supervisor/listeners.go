@@ -217,7 +217,8 @@ func listenError(want release.Listener, err error) *api.Error {
 	case errors.Is(err, sockets.ErrInUse):
 		e.Hint = "stop what holds it, or choose another address in hotdeploy.toml"
 	case errors.Is(err, sockets.ErrPermission):
-		e.Hint = "let the service bind it: hotdeploy setup HOST (it grants CAP_NET_BIND_SERVICE when hotdeploy.toml names a port below 1024)"
+		e.Hint = "let the service bind it: hotdeploy setup HOST (it grants CAP_NET_BIND_SERVICE when hotdeploy.toml names a port below 1024); " +
+			"if that was done, the daemon that runs is from before it: hotdeploy restart HOST --daemon"
 	}
 	return e
 }

@@ -34,6 +34,8 @@ var (
 	descMemory      = desc("generation_resident_bytes", "Resident memory of the generation's process tree.", "generation", "release", "state")
 	descProcesses   = desc("generation_processes", "Processes of the generation.", "generation", "release", "state")
 	descStarted     = desc("generation_start_time_seconds", "When the generation was started, in seconds since 1970.", "generation", "release", "state")
+	descHandoff     = desc("generation_handoff_connections", "Of the generation's last handoffs: connections that it gave away (moved), kept, had refused, and got (taken).", "generation", "release", "state", "what")
+	descGenPause    = desc("generation_handoff_longest_pause_seconds", "The longest pause of a connection when the generation gave its connections away.", "generation", "release", "state")
 	descUpgrades    = desc("upgrades_total", "Ended upgrades since the supervisor started.", "kind", "outcome")
 	descCrashes     = desc("crashes_total", "Serving generations that ended by themselves since the supervisor started.")
 	descMoved       = desc("connections_moved_total", "Live connections that moved from one generation to another since the supervisor started.")
@@ -66,6 +68,19 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		if g.RSS >= 0 {
 			gauge(descMemory, float64(g.RSS), l...)
+		}
+		if h := g.Handoff; h != nil {
+			kept := 0
+			for _, n := range h.Kept {
+				kept += n
+			}
+			gauge(descHandoff, float64(h.Moved), append(l, "moved")...)
+			gauge(descHandoff, float64(kept), append(l, "kept")...)
+			gauge(descHandoff, float64(h.Refused), append(l, "refused")...)
+			gauge(descGenPause, h.LongestPause.Seconds(), l...)
+		}
+		if h := g.Taken; h != nil {
+			gauge(descHandoff, float64(h.Moved), append(l, "taken")...)
 		}
 	}
 	var counted map[upgradeCount]int

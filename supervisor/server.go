@@ -41,9 +41,10 @@ type patience struct {
 	read   time.Duration // until the next piece of a request
 	write  time.Duration // of one answer, or of one piece of a stream
 	idle   time.Duration // between requests
+	beat   time.Duration // of a stream of events in which nothing happens, in whole seconds: so they know that we live
 }
 
-var usualPatience = patience{header: 5 * time.Second, read: 30 * time.Second, write: 30 * time.Second, idle: time.Minute}
+var usualPatience = patience{header: 5 * time.Second, read: 30 * time.Second, write: 30 * time.Second, idle: time.Minute, beat: 5 * time.Second}
 
 // ControlSocket is the control socket's path in a run directory.
 func ControlSocket(runDir string) string { return filepath.Join(runDir, "control.sock") }
@@ -104,9 +105,13 @@ func (s *Supervisor) routes() http.Handler {
 	handle("POST /v1/uploads", release.MaxManifestBytes, s.planUpload)
 	handle("POST /v1/uploads/{digest}/complete", maxRequest, s.completeUpload)
 	handle("PUT /v1/uploads/{digest}/bundles/{id}", streamed, s.takeBundle)
+	handle("DELETE /v1/uploads/{digest}", 0, func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		return s.afterwards(s.discard(r.PathValue("digest")))
+	})
 	handle("POST /v1/upgrades", maxRequest, s.beginUpgrade)
 	handle("GET /v1/upgrades/{id}", 0, func(_ http.ResponseWriter, r *http.Request) (any, error) { return s.findUpgrade(r.PathValue("id")) })
 	handle("DELETE /v1/upgrades/{id}", 0, s.cancelUpgrade)
+	handle("GET /v1/history", 0, s.history)
 	handle("GET /v1/events", 0, s.streamEvents)
 	handle("POST /v1/start", maxRequest, func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		req, err := decodeStop(r)
@@ -381,6 +386,23 @@ func (s *Supervisor) findUpgrade(id string) (any, error) {
 	return s.store.FindUpgrade(id)
 }
 
+// history lists what has ended. An answer of the most that there can be is a few megabytes.
+func (s *Supervisor) history(_ http.ResponseWriter, r *http.Request) (any, error) {
+	const usual, most = 20, 1000
+	n := usual
+	if text := r.URL.Query().Get("n"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil || n < 1 || n > most {
+			return nil, api.ErrBadRequest.With(fmt.Sprintf("n is a number from 1 to %d", most))
+		}
+	}
+	list, err := s.store.History(n)
+	if err != nil {
+		return nil, err
+	}
+	return append([]api.Upgrade{}, list...), nil // never null
+}
+
 func (s *Supervisor) cancelUpgrade(_ http.ResponseWriter, r *http.Request) (any, error) {
 	var u *upgrade
 	s.do(func() {
@@ -400,8 +422,9 @@ func (s *Supervisor) cancelUpgrade(_ http.ResponseWriter, r *http.Request) (any,
 	}
 }
 
-// stream writes pieces as they come until the peer leaves or the supervisor ends; a peer that does not read is dropped.
-func (s *Supervisor) stream(w http.ResponseWriter, r *http.Request, contentType string, next func() (b []byte, more <-chan struct{})) {
+// stream writes pieces as they come until the peer leaves or the supervisor ends; a peer that does not read is dropped. beat, which may be nil,
+// fires now and then so that a piece without anything in it is written.
+func (s *Supervisor) stream(w http.ResponseWriter, r *http.Request, contentType string, beat <-chan time.Time, next func() (b []byte, more <-chan struct{})) {
 	rc := http.NewResponseController(w)
 	w.Header().Set("Content-Type", contentType)
 	for {
@@ -412,6 +435,7 @@ func (s *Supervisor) stream(w http.ResponseWriter, r *http.Request, contentType 
 		}
 		select {
 		case <-more:
+		case <-beat:
 		case <-r.Context().Done():
 			return
 		}
@@ -424,9 +448,16 @@ func (s *Supervisor) streamEvents(w http.ResponseWriter, r *http.Request) (any, 
 		return nil, api.ErrBadRequest.With("since is a sequence number")
 	}
 	follow := r.URL.Query().Get("follow") == "1"
-	s.stream(w, r, "application/x-ndjson", func() ([]byte, <-chan struct{}) {
+	every := max(s.patience.beat, time.Second)
+	beat := time.NewTicker(every)
+	defer beat.Stop()
+	w.Header().Set(api.BeatHeader, strconv.Itoa(int(every/time.Second)))
+	s.stream(w, r, "application/x-ndjson", beat.C, func() ([]byte, <-chan struct{}) {
 		events, more := s.events.since(since)
 		var b []byte
+		if len(events) == 0 && follow {
+			b = []byte("\n")
+		}
 		for _, e := range events {
 			line, err := json.Marshal(e)
 			if err != nil {
@@ -458,7 +489,7 @@ func (s *Supervisor) streamLogs(w http.ResponseWriter, r *http.Request) (any, er
 	if !found && !follow {
 		return nil, api.ErrNotFound.With(fmt.Sprintf("no output of release %q is kept", version))
 	}
-	s.stream(w, r, "text/plain; charset=utf-8", func() (b []byte, more <-chan struct{}) {
+	s.stream(w, r, "text/plain; charset=utf-8", nil, func() (b []byte, more <-chan struct{}) {
 		if b, seq, more = s.printed.after(seq, version); !follow {
 			more = nil
 		}

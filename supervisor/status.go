@@ -64,7 +64,7 @@ func (s *Supervisor) ordered() []*generation {
 
 func (g *generation) info() api.Generation {
 	return api.Generation{Number: g.number, Release: g.rel.Ref, State: g.state, PID: g.group.Pid(), Started: g.started,
-		Ready: g.readyAt, Draining: g.draining, Deadline: g.deadline, Text: g.text, Health: g.health, Connections: g.sampled, RSS: -1, Handoff: g.handoff}
+		Ready: g.readyAt, Draining: g.draining, Deadline: g.deadline, Text: g.text, Health: g.health, Connections: g.sampled, RSS: -1, Handoff: g.handoff, Taken: g.taken}
 }
 
 // askKernel fills in what the kernel knows of gens: processes, memory, connections.

@@ -14,6 +14,7 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/bundle"
 	"github.com/hotdeploy/hotdeploy/internal/config"
+	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/internal/sockets"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
@@ -151,6 +152,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	server := s.serveControl(control)
 	st := s.status()
 	s.notify.Ready(st.Text)
+	s.sayCgroup()
 	s.do(s.ensure)
 
 	<-s.ctx.Done()
@@ -163,6 +165,16 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	<-s.stopped
 	<-told
 	return nil
+}
+
+// sayCgroup tells why generations have no cgroups of their own, if they have none: who leaves its session then is found less surely.
+func (s *Supervisor) sayCgroup() {
+	if s.opt.Cgroup != "" {
+		return
+	}
+	if _, err := procs.Delegated(); err != nil {
+		s.logf("generations get no cgroup each, their processes are found by session: %v", err)
+	}
 }
 
 // loop is the one goroutine that owns the state. It feeds systemd's watchdog, so that a stuck loop is noticed.

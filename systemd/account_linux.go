@@ -65,6 +65,35 @@ func (s *setup) checkMembers(ctx context.Context) error {
 			s.members = append(s.members, m)
 		}
 	}
+	return s.checkReaders(ctx)
+}
+
+// journalGroup is who may read all of the journal (systemd-journald.service(8)). A service's lines alone cannot be had.
+const journalGroup = "systemd-journal"
+
+// checkReaders: who may push does not see what the app says unless he may read the journal. That is more than a push needs, so it is not
+// given unasked.
+func (s *setup) checkReaders(ctx context.Context) error {
+	if len(s.spec.DeployGroupMembers) == 0 {
+		return nil
+	}
+	g, found, err := lookupGroup(ctx, journalGroup)
+	if err != nil || !found {
+		return err
+	}
+	for _, m := range s.spec.DeployGroupMembers {
+		a, _, err := lookupUser(ctx, m)
+		switch {
+		case err != nil:
+			return err
+		case a.uid == 0, a.gid == g.gid, slices.Contains(g.members, m), slices.Contains(s.readers, m):
+		case s.spec.ReadJournal:
+			s.readers = append(s.readers, m)
+		default:
+			s.report.Notes = append(s.report.Notes, fmt.Sprintf("%s may push, but not see what the app says (hotdeploy logs): that needs the whole journal of this host; "+
+				"allow it with --read-journal", m))
+		}
+	}
 	return nil
 }
 
@@ -87,6 +116,12 @@ func (s *setup) makeAccounts(ctx context.Context) error {
 			return err
 		}
 		s.changed("added %s to the group %s (from its next login on)", m, s.spec.Group)
+	}
+	for _, m := range s.readers {
+		if err := tool(ctx, "usermod", "--append", "--groups", journalGroup, m); err != nil {
+			return err
+		}
+		s.changed("added %s to the group %s: may read the whole journal of this host (from its next login on)", m, journalGroup)
 	}
 	return s.rereadAccounts(ctx)
 }

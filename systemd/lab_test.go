@@ -158,11 +158,12 @@ func idle(service string) SetupSpec {
 func TestSetup_BareMachine_ThenNothingToChange(t *testing.T) {
 	h := newHost(t)
 	spec := idle("chat")
-	spec.DeployGroupMembers = []string{"deploy"}
+	spec.DeployGroupMembers, spec.ReadJournal = []string{"deploy"}, true
 	first := h.mustSetup(spec)
 	want := []string{
 		"created user chat",
 		"added deploy to the group chat (from its next login on)",
+		"added deploy to the group systemd-journal: may read the whole journal of this host (from its next login on)",
 		"created /srv/chat", "created /srv/chat/releases", "created /srv/chat/incoming", "created /srv/chat/shared",
 		"created /srv/chat/state", "created /srv/chat/env",
 		"created /etc/hotdeploy", "created /etc/hotdeploy/chat.toml", "created /etc/systemd/system/chat.service",

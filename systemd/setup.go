@@ -24,6 +24,7 @@ type SetupSpec struct {
 	UnitSpec
 	ConfigText         string   `json:"config_text"`                    // of UnitSpec.ConfigPath
 	DeployGroupMembers []string `json:"deploy_group_members,omitempty"` // who may upload; they exist
+	ReadJournal        bool     `json:"read_journal,omitempty"`         // the members may read the host's journal, all of it
 	Enable             bool     `json:"enable,omitempty"`               // start at boot; false leaves it as it is
 	Start              bool     `json:"start,omitempty"`                // start now if it does not run; false leaves it as it is
 }

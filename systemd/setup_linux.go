@@ -32,6 +32,7 @@ type setup struct {
 	hasUser  bool
 	hasGroup bool
 	members  []string // to be added to the group
+	readers  []string // to be added to the journal's group
 	before   unitState
 }
 

@@ -38,6 +38,9 @@ func newAdopted(s socket, l *listener, r *record) *conn {
 			c.codec = &wsCodec{shake: handshake{slices.Clone(r.opening), r.extensions, r.subprotocol}}
 		}
 	case *mqttCodec:
+		if len(r.opening) == 0 {
+			break // its CONNECT is still to come
+		}
 		c.codec = &mqttCodec{opening: slices.Clone(r.opening), answer: slices.Clone(r.answer), acked: true}
 	}
 	s.SetDeadline(time.Time{}) // what the connection before this one may have left

@@ -3,6 +3,7 @@ package upgrade
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -15,13 +16,20 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 	limited, cancel := context.WithTimeout(ctx, g.hooks.Patience)
 	defer cancel()
 	list := g.untried(ls)
+	g.mu.Lock()
+	g.frozen = true
+	g.mu.Unlock()
 	if v := g.hooks.Freezes; v != 0 && !slices.Contains(g.peer.States, v) {
 		g.hooks.Log("handoff: the next release cannot read version %d of the shared state: the connections stay", v)
 		g.mu.Lock()
 		g.tally.kept[ReasonVersion] += len(list)
+		if g.broken == "" {
+			g.broken = ReasonVersion
+		}
 		g.mu.Unlock()
 		return
 	}
+	g.parked = time.Now()
 	for _, c := range list {
 		c.park()
 	}
@@ -46,21 +54,86 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 	}
 	g.changeSides()
 	if g.someStay() && g.hooks.OnRollback != nil {
-		g.hooks.OnRollback(ctx)
+		g.hooks.OnRollback(ctx, g.moved())
 	}
+}
+
+// home is where the state is that connections share.
+type home uint8
+
+const (
+	unknown home = iota // nobody has it, or the release before
+	here
+	away // we have given it
+)
+
+// awaits says whether nobody may be let in yet, since a release of that mode is to hand over what its connections share. Whoever came in before
+// would be among strangers.
+func (u *Upgrader) awaits(mode string) bool {
+	return mode == string(Barrier) || mode != "" && u.opt.Mode == Barrier
+}
+
+func (u *Upgrader) isWaiting() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.waiting
+}
+
+// settle notes whether the shared state was given away.
+func (u *Upgrader) settle(gone bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.home = here; gone {
+		u.home = away
+	}
+}
+
+// errHere is a release that would overwrite what another one is working with.
+var errHere = errors.New("there is newer state here")
+
+// thaw is the app's OnThaw, where there is none yet. A release that could not give its state away may still have old connections to give.
+func (u *Upgrader) thaw(ctx context.Context, version uint32, state []byte) error {
+	u.mu.Lock()
+	at := u.home
+	u.mu.Unlock()
+	if at == here {
+		return errHere
+	}
+	err := u.opt.OnThaw(ctx, version, state)
+	if err == nil {
+		u.settle(false)
+	}
+	return err
+}
+
+// shared says whether the shared state was to be given, and whether it was.
+func (g *giver) shared() (tried, gone bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.frozen, g.sides
 }
 
 func (g *giver) allJudgedLocked() bool {
 	return g.broken != "" || len(g.sealing) == 0 && g.unjudged == 0 && g.open == len(g.pending)
 }
 
+// giveUp keeps everything, now and later: without what they share connections are worth nothing over there.
 func (g *giver) giveUp(list []*conn) {
 	g.mu.Lock()
 	g.tally.kept[ReasonFrozen] += len(list)
+	if g.broken == "" {
+		g.broken = ReasonFrozen
+	}
 	g.mu.Unlock()
 	if g.hooks.OnRollback != nil {
-		g.hooks.OnRollback(context.Background())
+		g.hooks.OnRollback(context.Background(), 0)
 	}
+}
+
+func (g *giver) moved() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.tally.moved
 }
 
 // ReasonFrozen is an app that could not let go of, or take up, what its connections share.
@@ -113,7 +186,6 @@ const thawTime = 5 * time.Second
 // changeSides is the moment of the change: one CONFIRM for all. What was refused comes back after it.
 func (g *giver) changeSides() {
 	g.mu.Lock()
-	g.barrier = false
 	var list []uint32
 	refused := map[*sealedConn]Reason{}
 	for n, s := range g.pending {
@@ -125,8 +197,16 @@ func (g *giver) changeSides() {
 			list = append(list, n)
 		}
 	}
+	change := g.broken == "" && (len(list) > 0 || len(refused) == 0)
+	g.barrier = !change // what comes to rest later moves alone, to where the shared state is
 	g.mu.Unlock()
-	g.confirm(list, nil)
+	if change {
+		g.confirm(list, nil)
+		g.mu.Lock()
+		g.sides = g.broken == ""
+		g.parked = time.Time{}
+		g.mu.Unlock()
+	}
 	for s, why := range refused {
 		g.back(s, why)
 	}
@@ -143,5 +223,9 @@ func (g *giver) someStay() bool {
 	return false
 }
 
-// settleTime is how long an app that has answered may take to read, in barrier mode.
-const settleTime = time.Second
+// opened lets others in.
+func (o *Options) opened() {
+	if o.onOpen != nil {
+		o.onOpen()
+	}
+}

@@ -212,7 +212,8 @@ func connackCode(b []byte) int {
 	return int(b[i+2])
 }
 
-func (c *mqttCodec) replays() bool { return c.acked }
+// A client that has not said all of its CONNECT may move: it says it over there.
+func (c *mqttCodec) replays() bool { return c.acked || c.connecting }
 func (c *mqttCodec) stays() Reason { return c.why }
-func (c *mqttCodec) busy(int) bool { return !c.acked }
+func (c *mqttCodec) busy(int) bool { return !c.acked && !c.connecting }
 func (c *mqttCodec) settled() bool { return c.server.atPacket() }

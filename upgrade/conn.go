@@ -110,7 +110,9 @@ func (c *conn) opening() []byte {
 	case *wsCodec:
 		return k.shake.opening
 	case *mqttCodec:
-		return k.opening
+		if !k.connecting { // else what there is of it is kept
+			return k.opening
+		}
 	}
 	return nil
 }

@@ -299,7 +299,7 @@ func TestStays(t *testing.T) {
 		why        Reason
 	}{
 		{"tls", "\x16\x03\x01\x00\x05hello", HTTP(), ReasonTLS},
-		{"http/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HTTP(), ReasonUnknown},
+		{"http/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HTTP(), ReasonHTTP2},
 		{"noise", "\x00\x01", HTTP(), ReasonUnknown},
 		{"none", "a", None(), ReasonUnknown},
 		{"mqtt, not a connect", "\xc0\x00", MQTT(), ReasonUnknown},
@@ -633,6 +633,27 @@ func TestHTTP_TheBodyBehindAHead_Arrives(t *testing.T) {
 		}
 		say(t, c, "HTTP/1.1 204 No Content\r\n\r\n")
 	}
+}
+
+// TestRetired_TakesNothingMore: a process that may end at any moment refuses what an older one offers.
+func TestRetired_TakesNothingMore(t *testing.T) {
+	to := newTestListener(t, Lines())
+	client, c := pair(t, newTestListener(t, Lines()))
+	r := mustSeal(t, c)
+	to.retire()
+	next, err := to.adopt(r, dup(t, c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if why := verdictOf(t, next); why != ReasonRefused {
+		t.Errorf("verdict %q", why)
+	}
+	if n := len(to.conns()); n != 0 {
+		t.Errorf("%d connections", n)
+	}
+	again := c.resume(r)
+	say(t, client, "a\n")
+	expect(t, again, "a\n")
 }
 
 func TestErrors_LookLikeThoseOfPackageNet(t *testing.T) {

@@ -18,6 +18,7 @@ const (
 	ReasonClosing     Reason = "closing"             // one of the two sides had begun to end it
 	ReasonClosed      Reason = "closed"              // it ended meanwhile
 	ReasonTLS         Reason = "tls"                 // the app ends TLS itself
+	ReasonHTTP2       Reason = "http/2"              // many requests at a time on one connection
 	ReasonUnknown     Reason = "unknown protocol"    // not the protocol of its listener, or none
 	ReasonUnsent      Reason = "too much unsent"     // a slow client had more than MaxUnsent waiting
 	ReasonOpening     Reason = "opening too long"    // what the client said at the start is too long to keep

@@ -1,29 +1,41 @@
 package upgrade_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"sync"
 
 	"github.com/hotdeploy/hotdeploy/upgrade"
 )
 
-// hub is what the connections of an app share: rooms, and messages that wait to be passed on.
+// hub is what the connections of an app share: a topic, and messages that are still being passed on.
 type hub struct {
+	passing sync.WaitGroup
+
 	mu    sync.Mutex // protects what follows
-	topic map[string]string
-	queue []func()
+	topic string
 }
 
-// park passes on what waits: nothing more comes in, and what goes out goes out.
-func (h *hub) park(context.Context) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, deliver := range h.queue {
-		deliver()
+// serve is a handler of lines: each is a new topic, which everybody is told of while the next line is read.
+func (h *hub) serve(c net.Conn) {
+	defer c.Close()
+	for lines := bufio.NewScanner(c); lines.Scan(); {
+		text := lines.Text()
+		h.passing.Go(func() {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			fmt.Fprintf(c, "before it was %q\n", h.topic)
+			h.topic = text
+		})
 	}
-	h.queue = nil
+}
+
+// park is called when nothing more comes in; what is being passed on still goes out.
+func (h *hub) park(context.Context) error {
+	h.passing.Wait()
 	return nil
 }
 
@@ -37,14 +49,12 @@ func (h *hub) freeze(context.Context) (version uint32, state []byte, err error) 
 func (h *hub) thaw(_ context.Context, version uint32, state []byte) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if version != 1 {
-		return fmt.Errorf("shared state of version %d", version)
-	}
-	return json.Unmarshal(state, &h.topic)
+	return json.Unmarshal(state, &h.topic) // of version 1: Options.States has no other
 }
 
-// resume undoes park: some connections have stayed here, or all.
-func (h *hub) resume(context.Context) {}
+// resume undoes park, if there is anything to undo: some connections have stayed here, or all. Where others have moved, those who stay are better
+// closed: they come again, to the hub where the others are.
+func (h *hub) resume(_ context.Context, moved int) {}
 
 func (h *hub) options() upgrade.Options {
 	return upgrade.Options{
@@ -52,24 +62,32 @@ func (h *hub) options() upgrade.Options {
 		States:     []uint32{1},
 		OnPark:     h.park,
 		OnFreeze:   h.freeze,
+		Freezes:    1,
 		OnThaw:     h.thaw,
 		OnRollback: h.resume,
 	}
 }
 
 // A hub, whose connections know each other: nothing comes in while it moves, and in the next release nothing comes in before every
-// connection is there. Here the hooks are called one after the other, as the two processes do.
+// connection is there.
 func ExampleOptions_barrier() {
-	ctx := context.Background()
-	old := &hub{topic: map[string]string{"lobby": "weather"}}
-	old.queue = append(old.queue, func() { fmt.Println("delivered: hello, everybody") })
-	next := &hub{}
+	old, next := &hub{topic: "nothing"}, &hub{}
+	r := start(upgrade.Lines(), serveConns(old.serve), serveConns(next.serve))
+	defer r.close()
+	r.old.Options, r.next.Options = old.options(), next.options()
 
-	old.options().OnPark(ctx)
-	version, state, _ := old.options().OnFreeze(ctx)
-	next.options().OnThaw(ctx, version, state)
-	fmt.Println("in the lobby they talk of", next.topic["lobby"])
+	c := r.dial()
+	defer c.Close()
+	answers := bufio.NewReader(c)
+	propose := func(topic string) {
+		fmt.Fprintln(c, topic)
+		answer, _ := answers.ReadString('\n')
+		fmt.Print(answer)
+	}
+	propose("the weather")
+	r.deploy()
+	propose("the sea")
 	// Output:
-	// delivered: hello, everybody
-	// in the lobby they talk of weather
+	// before it was "nothing"
+	// before it was "the weather"
 }

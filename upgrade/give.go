@@ -62,6 +62,9 @@ type giver struct {
 	thawed chan string
 
 	mu       sync.Mutex // protects what follows; taken before a conn's
+	frozen   bool       // it was tried
+	sides    bool       // they have changed
+	parked   time.Time  // since when all of them pause
 	changed  chan struct{}
 	tried    map[*conn]bool
 	sealing  map[*sealedConn]bool // begun, not sealed
@@ -277,6 +280,14 @@ func (g *giver) seal(ctx context.Context, s *sealedConn) {
 	r, why := s.o.seal(ctx)
 	g.mu.Lock()
 	delete(g.sealing, s)
+	switch why {
+	case ReasonStuck, ReasonBusy, ReasonUnsettled: // perhaps it was given no time, since there is nobody to give it to any more
+		if context.Cause(ctx) == errCalledOff {
+			why = ReasonLate
+		} else if g.broken != "" {
+			why = g.broken
+		}
+	}
 	if why != "" {
 		g.freeLocked(s)
 		g.open--
@@ -545,7 +556,7 @@ func (g *giver) claim(list []uint32) map[uint32]*sealedConn {
 // confirm gives away. The descriptors are closed when the frame is written whole, and not before.
 func (g *giver) confirm(list []uint32, payload []byte) {
 	claimed := g.claim(list)
-	if len(claimed) == 0 {
+	if len(claimed) == 0 && payload != nil {
 		return
 	}
 	failpoint("give.confirm")
@@ -567,7 +578,11 @@ func (g *giver) confirm(list []uint32, payload []byte) {
 	g.mu.Lock()
 	for _, s := range claimed {
 		g.tally.moved++
-		g.tally.longest = max(g.tally.longest, now.Sub(s.o.told))
+		since := s.o.told
+		if !g.parked.IsZero() {
+			since = g.parked
+		}
+		g.tally.longest = max(g.tally.longest, now.Sub(since))
 		g.freeLocked(s)
 		g.open--
 	}

@@ -39,6 +39,10 @@ func (c *conn) begin() *offer {
 			c.stayLocked(why)
 			return o
 		}
+		if len(c.tail) > MaxUnsent { // its app would not get another word in, and never come to an end
+			c.stayLocked(ReasonUnsent)
+			return o
+		}
 		c.pokeLocked()
 		c.interruptLocked()
 	case sealed, gone, refused, closed:
@@ -198,12 +202,13 @@ func (c *conn) resumeLate() {
 func (c *conn) control(use func(fd uintptr)) error { return control(c.sock, use) }
 
 // park makes Read wait at the next place where the connection could move, without telling the app, so that it can finish what it has.
-// Writes go on. It returns at once; whether it has come to that is asked of [conn.atRest].
+// Writes go on, and do not block: a handler that waits for a slow client would never come to a Read. It returns at once; whether it has come to that is asked of [conn.atRest].
 func (c *conn) park() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.parking = true
 	c.pokeLocked()
+	c.interruptLocked()
 }
 
 // unpark undoes park.
@@ -212,6 +217,7 @@ func (c *conn) unpark() {
 	defer c.mu.Unlock()
 	c.parking = false
 	c.notifyLocked()
+	c.flushLocked()
 }
 
 // atRest waits until a parked connection's Read waits, or will never.

@@ -214,7 +214,16 @@ func (l *listener) adopt(r *record, fd int) (*conn, error) {
 	}
 	c := newAdopted(s, l, r)
 	l.deliver(c)
+	if l.isRetired() { // asked only now that it is in the list: who finds the list empty and ends the process has retired us before
+		c.abandon()
+	}
 	return c, nil
+}
+
+func (l *listener) isRetired() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.retired
 }
 
 // conns returns the connections that are alive.

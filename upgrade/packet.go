@@ -22,11 +22,26 @@ type gate struct {
 	shut    bool       // somebody else reads
 	closed  bool
 	readBy  time.Time     // as the app wants it
+	reading int           // reads that are in the socket
 	changed chan struct{} // closed when something changed while a read waits
+	still   chan struct{} // closed when reading is 0
 }
 
-// pause leaves what comes in the kernel's queue.
-func (g *gate) pause() { g.set(true) }
+// pause leaves what comes in the kernel's queue. It returns when no read is in the socket any more, or at proceed.
+func (g *gate) pause() {
+	g.set(true)
+	g.mu.Lock()
+	if g.reading == 0 {
+		g.mu.Unlock()
+		return
+	}
+	if g.still == nil {
+		g.still = make(chan struct{})
+	}
+	still := g.still
+	g.mu.Unlock()
+	<-still
+}
 
 // proceed undoes pause.
 func (g *gate) proceed() { g.set(false) }
@@ -35,7 +50,17 @@ func (g *gate) set(shut bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.shut = shut
+	if !shut {
+		g.stillLocked() // whoever pauses waits for nothing any more
+	}
 	g.rearmLocked()
+}
+
+func (g *gate) stillLocked() {
+	if g.still != nil {
+		close(g.still)
+		g.still = nil
+	}
 }
 
 // rearmLocked makes reads look again.
@@ -74,6 +99,7 @@ func (g *gate) read(do func() error) error {
 			return err
 		}
 		err := do()
+		g.left()
 		if !errors.Is(err, os.ErrDeadlineExceeded) || g.expired() {
 			return err
 		}
@@ -96,7 +122,17 @@ func (g *gate) turn() error {
 			return os.ErrDeadlineExceeded
 		}
 	}
+	g.reading++
 	return nil // a closed socket says so itself
+}
+
+// left is called when a read has come back.
+func (g *gate) left() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.reading--; g.reading == 0 {
+		g.stillLocked()
+	}
 }
 
 // awaitChange waits for a change, not beyond by if that is a time.

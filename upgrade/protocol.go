@@ -28,7 +28,8 @@ func LengthPrefixed(p Prefix) (Protocol, error) {
 
 // Framed is a protocol of one's own. The name is what both releases must agree on; framer is called for each connection, and again for one
 // that has moved. Nothing is said again in the next release but the start of a message that was not complete: what a client said at the start, such as a
-// login, belongs into the session's state.
+// login, belongs into the session's state. The handler must not take the start of a message for all of it when a Read fails, as
+// bufio.Scanner does with many a split function; io.ReadFull does not.
 func Framed(name string, framer func() Framer) Protocol {
 	return Protocol{"framed:" + name, func() codec { return &plainCodec{framer()} }}
 }

@@ -1,6 +1,7 @@
 package upgrade
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -136,14 +137,20 @@ func (c *conn) replaceLocked(n int) bool {
 // giveUpLocked: b is not the protocol we know. Everything passes, and the connection stays.
 func (c *conn) giveUpLocked(b []byte) {
 	why := ReasonUnknown
-	if c.in.between() && len(b) > 0 && b[0] == tlsHandshake {
+	switch {
+	case !c.in.between() || len(b) == 0:
+	case b[0] == tlsHandshake:
 		why = ReasonTLS
+	case bytes.HasPrefix(b, http2Preface):
+		why = ReasonHTTP2
 	}
 	c.codec = rawCodec{why}
 	c.stayLocked(why)
 }
 
 const tlsHandshake = 0x16 // first byte of a TLS connection
+
+var http2Preface = []byte("PRI * HTTP/2.0\r\n\r\n")
 
 // fillLocked reads from the wire, into p if possible. Without bytes and without an error: look again.
 func (c *conn) fillLocked(p []byte) (int, error) {

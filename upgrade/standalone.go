@@ -38,7 +38,8 @@ type Standalone struct {
 	// PIDFile names a file that always has the pid of the process that serves. It is written when an upgrade is complete.
 	PIDFile string
 	// KeepPID keeps the process that was started as the parent of those that serve, for those who watch it: runit, supervisord, a loop in a shell, an
-	// init such as tini. It runs main as far as New, so call that first. It is done by itself in process 1 of a container, and in a systemd unit without Type=notify.
+	// init such as tini. It runs main as far as New, so call that first. It is done by itself in process 1 of a container, in a systemd unit without
+	// Type=notify, and in a terminal that has no shell.
 	KeepPID bool
 }
 

@@ -19,20 +19,23 @@ import (
 // frontEnv tells a process that it has a front, and the descriptor of the line to it.
 const frontEnv = "HOTDEPLOY_FRONT"
 
-// needsFront says whether this process must stay: it is process 1 of a container, or all that systemd looks at, or the app has asked for it.
+// needsFront says whether this process must stay: it is process 1 of a container, all that systemd looks at, or a terminal's first, whose end takes
+// the terminal away from everybody; or the app has asked for it.
 func (o Options) needsFront() bool {
 	if os.Getenv(frontEnv) != "" || os.Getenv(tableflipEnv) != "" {
 		return false
 	}
 	pid := os.Getpid()
-	return o.KeepPID || pid == 1 || os.Getenv("SYSTEMD_EXEC_PID") == strconv.Itoa(pid) && os.Getenv("NOTIFY_SOCKET") == ""
+	session, err := unix.Getsid(0)
+	return o.KeepPID || pid == 1 || err == nil && session == pid && hasTerminal() || os.Getenv("SYSTEMD_EXEC_PID") == strconv.Itoa(pid) && os.Getenv("NOTIFY_SOCKET") == ""
 }
 
 // front is the process that stays. One goroutine does it all.
 type front struct {
 	line    *ctl.Conn
-	gone    chan int     // gets the end of each process that followed the first
-	polite  map[int]bool // those that have said that they end
+	gone    chan int       // gets the end of each process that followed the first
+	polite  map[int]bool   // those that have said that they end
+	ending  syscall.Signal // what has asked the app to end; 0: nothing
 	current int
 	alive   []int // those that have served, or do
 	status  syscall.WaitStatus
@@ -67,7 +70,7 @@ func beFront() error {
 		case sig := <-signals:
 			f.line.Pending(f.heed) // before anything is concluded: the old one says who follows before it ends
 			if sig != syscall.SIGCHLD {
-				syscall.Kill(f.current, sig.(syscall.Signal))
+				f.pass(sig.(syscall.Signal))
 				continue
 			}
 			f.reap()
@@ -89,6 +92,15 @@ func beFront() error {
 // crashed is how a process ended of which nobody tells.
 const crashed = syscall.WaitStatus(1 << 8)
 
+// pass gives a signal to whoever serves.
+func (f *front) pass(sig syscall.Signal) {
+	switch sig {
+	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
+		f.ending = sig
+	}
+	syscall.Kill(f.current, sig)
+}
+
 // heed acts on what a serving process says: who follows it, or that it ends in good order.
 func (f *front) heed(m ctl.Message) {
 	switch m.Type {
@@ -96,6 +108,9 @@ func (f *front) heed(m ctl.Message) {
 		f.current = m.ID
 		f.alive = append(f.alive, m.ID)
 		go f.watch(m.ID)
+		if f.ending != 0 { // it went to the process before, which had just let go
+			f.pass(f.ending)
+		}
 	case ctl.Proceed:
 		f.polite[m.ID] = true
 	}

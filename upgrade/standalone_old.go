@@ -134,8 +134,8 @@ func (s *standalone) upgrade() *heir {
 		notify(fmt.Sprintf("READY=1\nSTATUS=upgrade failed, the old process goes on: %s", oneLine(err)))
 		return nil
 	}
-	s.u.opt.Log("upgrade: pid %d follows pid %d: %s", h.pid(), os.Getpid(), givenText(given))
 	s.announce(h.pid())
+	s.u.opt.Log("upgrade: pid %d follows pid %d: %s", h.pid(), os.Getpid(), givenText(given))
 	return h
 }
 
@@ -143,13 +143,15 @@ func (s *standalone) upgrade() *heir {
 func (s *standalone) follow() (h *heir, given ctl.Message, err error) {
 	result := make(chan error, 1)
 	go func() { result <- s.flipUpgrade() }()
-	var broke error
 	for {
 		select {
 		case err := <-result: // without an error: of a release that uses tableflip by itself, and takes the listeners only
-			return &heir{}, given, errors.Join(err, broke)
+			if given.PeerHangs {
+				err = fmt.Errorf("%w: %s", err, given.Error)
+			}
+			return &heir{}, given, err
 		case h := <-s.heirs:
-			if given, broke = s.bequeath(h); broke == nil {
+			if given, err = s.bequeath(h); err == nil {
 				return h, given, h.settle(result)
 			}
 			s.takeBack() // it is dead or dying: its end, or that of the one we wait for, is yet to come

@@ -39,6 +39,12 @@ type lone struct {
 
 // startLone starts wslive with PIDFile; set are variables NAME=value.
 func startLone(t testing.TB, set ...string) *lone {
+	l := prepareLone(t, set...)
+	l.start()
+	return l
+}
+
+func prepareLone(t testing.TB, set ...string) *lone {
 	dir := t.TempDir()
 	l := &lone{t: t, binary: filepath.Join(dir, "wslive"), pidFile: filepath.Join(dir, "pid"), trouble: filepath.Join(dir, "trouble"), out: newOutput(), network: "tcp"}
 	l.install(apps.BuildFailing(t, "wslive"))
@@ -54,7 +60,6 @@ func startLone(t testing.TB, set ...string) *lone {
 	if slices.Contains(set, "CONTAINER=1") {
 		l.cmd.SysProcAttr = container()
 	}
-	l.start()
 	return l
 }
 
@@ -421,6 +426,25 @@ func TestAlone_NewProcessFails_OldGoesOn(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// In barrier mode nothing has moved before all has: 20 upgrades, every other one of which is broken somewhere.
+func TestAlone_EveryOtherUpgradeDies_NobodyNotices(t *testing.T) {
+	l := startLone(t, "WSLIVE_MODE=barrier")
+	d := l.load(100, 0)
+	for _, name := range []string{"alone.new", "alone.ready", "alone.knocked", "take.begin", "take.offer", "take.adopted", "take.accepted", "alone.new", "take.offer", "alone.ready"} {
+		l.suffer(name + "=kill")
+		if n := crashedWith(t, l.fail()); n > 0 {
+			t.Errorf("%s: %d had moved", name, n)
+		}
+		l.suffer("")
+		l.upgrade()
+		l.beat(d)
+	}
+	r := l.stop(d)
+	if err := r.Err(); err != nil || r.Changed != 100 {
+		t.Errorf("%d of 100 changed process: %v", r.Changed, err)
 	}
 }
 

@@ -45,9 +45,13 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 	failpoint("take.greet")
 	peer, err := ch.greet(own, by)
 	if err != nil {
+		opt.opened()
 		return t, err
 	}
 	t.barrier = own.Mode == string(Barrier) || peer.Mode == string(Barrier)
+	if !t.barrier {
+		opt.opened()
+	}
 	failpoint("take.begin")
 	for {
 		f, err := ch.next()
@@ -61,6 +65,7 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 		if err == io.EOF {
 			opt.Log("handoff: the release before has ended; its connections are ours")
 			t.settle(nil, true)
+			opt.opened()
 			return t, nil
 		}
 		if err != nil {
@@ -84,6 +89,9 @@ func (t *taker) handle(f frame) error {
 			return err
 		}
 		t.settle(list, f.kind == frameConfirm)
+		if t.barrier && f.kind == frameConfirm {
+			t.hooks.opened()
+		}
 		return nil
 	}
 	return fmt.Errorf("%w: frame %d from the giver", errProtocol, f.kind)
@@ -128,7 +136,7 @@ func (t *taker) offered(f frame) error {
 		f.closeAll()
 		return err
 	}
-	a := arrivals{t: t, by: time.Now().Add(settleTime)}
+	a := arrivals{t: t, by: time.Now().Add(verdictTime)}
 	for i, b := range records {
 		a.add(f.first+uint32(i), b, f.fds[i])
 	}
@@ -276,10 +284,10 @@ func (t *taker) late(n uint32, c *conn) {
 }
 
 func (a *arrivals) verdict(n uint32, c *conn, why Reason) {
+	if why == "" && a.t.barrier && !c.awaitRead(a.by) {
+		why = ReasonSlow
+	}
 	if why == "" {
-		if a.t.barrier {
-			c.awaitRead(a.by)
-		}
 		a.receipts = binary.BigEndian.AppendUint32(a.receipts, n)
 		return
 	}
@@ -308,12 +316,13 @@ func (a *arrivals) tell() {
 	a.receipts, a.refusals = nil, nil
 }
 
-// awaitRead waits until the app, which has accepted, reads; not beyond by.
-func (c *conn) awaitRead(by time.Time) {
+// awaitRead waits until the app, which has accepted, reads; not beyond by. false: it has not.
+func (c *conn) awaitRead(by time.Time) bool {
 	limit := instantOf(by)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.state == answered && !c.arrived && !c.ending && !limit.expired() {
 		c.awaitLocked(limit)
 	}
+	return c.state != answered || c.arrived || c.ending
 }

@@ -49,15 +49,17 @@ type Options struct {
 	Freezes uint32
 	// OnThaw gets it in the next release, before the first connection. It must be done within five seconds.
 	OnThaw func(ctx context.Context, version uint32, state []byte) error
-	// OnRollback undoes OnPark: some connections stay in this release, or all.
-	OnRollback func(context.Context)
+	// OnRollback undoes OnPark: some connections stay in this release, or all. moved is how many have gone: where they are
+	// those who stay have lost sight of them.
+	OnRollback func(ctx context.Context, moved int)
 
 	// Log gets a line, without a line feed, when something is out of the ordinary; nil: nobody, or the standard logger when no supervisor is there to say it.
 	Log func(format string, args ...any)
 
 	Standalone // what only a process that nobody supervises needs
 
-	ctx context.Context // of the process
+	ctx    context.Context // of the process
+	onOpen func()          // others may be let in
 }
 
 const defaultPatience = 2 * time.Second
@@ -95,7 +97,8 @@ type Upgrader struct {
 	giver     *giver
 	callOff   context.CancelCauseFunc // ends the giving under way; nil: there is none
 	ready     bool
-	waiting   bool // the release before accepts and reads, until it gives
+	waiting   bool // the release before accepts and reads, until it gives; in barrier mode until it has given
+	home      home // where the shared state is
 	ending    bool // SIGTERM or Stop: we accept no more, ever
 }
 
@@ -118,6 +121,8 @@ func New(opt Options) (*Upgrader, error) {
 	if u.control, err = openControl(); err != nil {
 		return nil, err
 	}
+	u.waiting = u.control != nil && u.awaits(os.Getenv(ctl.EnvTakes))
+	os.Unsetenv(ctl.EnvTakes)
 	if u.control == nil && !u.inherited.any {
 		if opt.Log == nil {
 			u.opt.Log = log.Printf
@@ -158,7 +163,9 @@ func (u *Upgrader) Ready() error {
 		return u.alone.ready(first)
 	}
 	if first && u.control != nil {
-		u.accept()
+		if !u.isWaiting() {
+			u.accept()
+		}
 		if err := u.control.Send(u.helloMessage(), nil, controlTime); err != nil {
 			return err
 		}
@@ -252,6 +259,9 @@ func (u *Upgrader) obey() {
 			if err != io.EOF {
 				u.opt.Log("%v", err)
 			}
+			if u.alone == nil {
+				u.open() // nobody will tell us
+			}
 			return
 		}
 		switch {
@@ -262,10 +272,9 @@ func (u *Upgrader) obey() {
 				u.give(ctx, m, f)
 			}()
 		case m.Type == ctl.Take && f != nil:
-			u.open()
 			go u.take(m, f)
 		case m.Type == ctl.Proceed:
-			u.proceed()
+			u.proceed(m.Takes)
 		case u.alone != nil && f == nil:
 			u.alone.obey(m)
 		case f != nil:
@@ -321,8 +330,11 @@ func (u *Upgrader) handOver(ctx context.Context, f *os.File) ctl.Message {
 		u.accept()
 	} else {
 		g.all(ctx, u.all())
+		if tried, gone := g.shared(); tried {
+			u.settle(gone)
+		}
 		if context.Cause(ctx) == errCalledOff {
-			u.proceed()
+			u.proceed(false)
 		}
 		g.report(&answer)
 	}
@@ -382,23 +394,34 @@ func (u *Upgrader) take(m ctl.Message, f *os.File) {
 	ch, err := newChannel(f)
 	if err != nil {
 		u.opt.Log("%v", err)
+		u.open()
 		return
 	}
-	if _, err := take(ch, u.hello(), u.opt, u.all(), time.Now().Add(m.Timeout())); err != nil {
+	opt := u.opt
+	if opt.OnThaw != nil {
+		opt.OnThaw = u.thaw
+	}
+	opt.onOpen = u.open
+	if _, err := take(ch, u.hello(), opt, u.all(), time.Now().Add(m.Timeout())); err != nil {
 		u.opt.Log("handoff: %v", err)
 	}
 }
 
-// proceed serves on as if nothing had been: the upgrade is off.
-func (u *Upgrader) proceed() {
+// proceed serves on as if nothing had been: the upgrade is off. takes: what we have given comes back at once, and where that is state
+// nobody is let in before it is here.
+func (u *Upgrader) proceed(takes bool) {
 	u.mu.Lock()
 	g, callOff := u.giver, u.callOff
 	u.giver = nil
+	hold := takes && u.home == away
+	u.waiting = hold
 	u.mu.Unlock()
 	if callOff != nil {
 		callOff(errCalledOff)
 	}
-	u.accept()
+	if !hold {
+		u.accept()
+	}
 	if g != nil {
 		go g.end()
 	}
@@ -422,6 +445,9 @@ func (u *Upgrader) accept() {
 // open is accept for a process that has waited for its turn.
 func (u *Upgrader) open() {
 	u.mu.Lock()
+	if u.waiting && u.home == unknown {
+		u.home = here // such as it is: others rely on it from now on
+	}
 	u.waiting = false
 	u.mu.Unlock()
 	u.accept()

@@ -123,6 +123,9 @@ func (c *conn) sendLocked(b []byte) (int, error) {
 
 // carriesLocked says that writes do not block but go along.
 func (c *conn) carriesLocked() bool {
+	if c.parking && c.state == running && c.codec.replays() && len(c.tail) <= MaxUnsent {
+		return true
+	}
 	return c.state == answered || c.offer != nil && (c.state == told || c.codec.replays())
 }
 

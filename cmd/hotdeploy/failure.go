@@ -105,6 +105,7 @@ type hostAnswer struct {
 	Upgrade    *api.Upgrade      `json:"upgrade,omitempty"`
 	Status     *api.Status       `json:"status,omitempty"`
 	Releases   []api.ReleaseInfo `json:"releases,omitempty"`
+	History    []api.Upgrade     `json:"history,omitempty"`
 	Setup      any               `json:"setup,omitempty"`
 	Daemon     string            `json:"daemon,omitempty"` // its version
 	Generation int               `json:"generation,omitempty"`

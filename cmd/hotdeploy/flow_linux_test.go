@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
@@ -195,6 +196,16 @@ func (w *world) want(status int, args []string, words ...string) output {
 	return got
 }
 
+// offers checks what a shell is told to complete words with.
+func (w *world) offers(want string, words ...string) {
+	w.t.Helper()
+	args := append([]string{cobra.ShellCompRequestCmd, words[0], "-c", w.path("app/hotdeploy.toml"), "--ssh-config", w.path("ssh_config")}, words[1:]...)
+	got := command(w.t, args...)
+	if list, _, ok := strings.Cut(got.stdout, ":"); !ok || list != want { // a line with the directive follows
+		w.t.Errorf("%q: offered %q, want %q (%s)", words, got.stdout, want, got.stderr)
+	}
+}
+
 func fields(line string) []string { return strings.Fields(line) }
 
 func TestVerbs_OneReleaseAfterTheOther(t *testing.T) {
@@ -210,12 +221,22 @@ func TestVerbs_OneReleaseAfterTheOther(t *testing.T) {
 	w.want(3, fields("push --version 1"), "other content", "release 1 is serving")
 	w.want(0, fields("push --version 2 web-1"), "web-1: 2 is serving (generation 2)")
 	w.want(0, fields("releases"), "RELEASE", "committed", "previous")
+	w.offers("2\tcommitted\n1\tprevious\n", "rollback", "web-1", "--to", "")
+	w.offers("2\tcommitted\n1\tprevious\n", "logs", "--release", "")
+	w.offers("", "logs", "nowhere.invalid", "--release", "")
 	w.want(0, fields("rollback"), "1 is serving (generation 3)")
 	w.want(0, fields("rollback --to 2"), "2 is serving (generation 4)")
 	w.want(3, fields("rollback --to 9"), "no release 9", "hotdeploy releases web-1")
 	w.want(0, fields("restart"), "2 is serving (generation 5)")
 	w.want(0, fields("logs --release 2"), "two is up")
 	w.want(3, fields("retire web-1 77"), "77")
+	w.want(0, fields("history"), "rollback", "push", "restart", "done")
+	var told answer
+	if got := w.want(0, fields("history -n 2 --json")); json.Unmarshal([]byte(got.stdout), &told) != nil || len(told.Hosts[0].History) != 2 ||
+		told.Hosts[0].History[0].Kind != api.KindRestart {
+		t.Errorf("history --json: %s", got.stdout)
+	}
+	w.want(3, fields("history -n 0"), "from 1 to 1000")
 	w.want(0, fields("stop"), "stopped")
 	w.want(0, fields("start"), "serving 2")
 	w.want(0, fields("version web-1"), "hotdeploy "+version.String(), "hotdeployd "+version.String())
@@ -301,8 +322,25 @@ func TestCtrlC_InTheSoak_IsTakenBack_AndAWatchEndsWell(t *testing.T) {
 	if got.status != 4 || !strings.Contains(got.stderr, "cancelled in phase soak") || !strings.Contains(got.stderr, "release 1 is serving") {
 		t.Errorf("push: %+v", got)
 	}
+	w.want(3, fields("cancel"), "no upgrade is in flight", "release 1 is serving")
+	cancelled := make(chan output, 1)
+	got = w.until("ready ", func() { go func() { cancelled <- w.run("cancel", "web-1") }() }, fields("push --version 2")...)
+	if c := <-cancelled; got.status != 4 || c.status != 0 || !strings.Contains(c.stdout, "is cancelled, in phase soak; release 1 is serving") {
+		t.Errorf("push: %+v; cancel: %+v", got, c)
+	}
 	if got := w.until("GENERATION", interrupt, fields("status --watch")...); got.status != 0 || got.stderr != "" {
 		t.Errorf("watch: %+v", got)
+	}
+	var times int
+	again := func() { // at each line about a generation: the first one loses its line
+		if times++; times == 1 {
+			w.ssh.Drop()
+		} else {
+			interrupt()
+		}
+	}
+	if got := w.each("GENERATION", again, fields("status --watch")...); got.status != 0 || strings.Count(got.stderr, "connecting again") != 1 {
+		t.Errorf("watch over a line that is lost: %+v", got)
 	}
 	w.project("while :; do echo tick; sleep 0.05; done", "20ms", "web-1")
 	w.want(0, fields("push --version 3"))
@@ -321,20 +359,36 @@ func (w *world) until(word string, do func(), args ...string) output {
 	return output{status, out.String(), errs.String()}
 }
 
-// trigger calls do when word has been written.
+// each is until, but do is called when the word comes first in a while, and again after the next pause.
+func (w *world) each(word string, do func(), args ...string) output {
+	w.t.Helper()
+	var out, errs bytes.Buffer
+	seen := &trigger{word: word, do: do, again: "connecting again"}
+	args = append([]string{"-c", w.path("app/hotdeploy.toml"), "--ssh-config", w.path("ssh_config")}, args...)
+	status := run(w.t.Context(), args, strings.NewReader(""), io.MultiWriter(&out, seen), io.MultiWriter(&errs, seen))
+	return output{status, out.String(), errs.String()}
+}
+
+// trigger calls do when word has been written, and, after the word again has, once more.
 type trigger struct {
-	mu   sync.Mutex // protects text
-	text string
-	word string
-	do   func()
-	once sync.Once
+	mu    sync.Mutex // protects text and done
+	text  string
+	done  bool
+	word  string
+	again string
+	do    func()
 }
 
 func (t *trigger) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.text += string(p); strings.Contains(t.text, t.word) {
-		t.once.Do(t.do)
+	t.text += string(p)
+	if t.done && t.again != "" && strings.Contains(t.text, t.again) {
+		t.text, t.done = "", false
+	}
+	if !t.done && strings.Contains(t.text, t.word) {
+		t.done, t.text = true, ""
+		t.do()
 	}
 	return len(p), nil
 }

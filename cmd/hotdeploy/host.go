@@ -115,7 +115,10 @@ func by() string {
 
 // dial opens an SSH session.
 func (h *host) dial(ctx context.Context) (*remote.Session, error) {
-	o := remote.Options{ConfigFile: h.sshConfig, Keys: h.keys, Prompt: terminalPrompt()}
+	o := remote.Options{ConfigFile: h.sshConfig, Keys: h.keys}
+	if !h.completing {
+		o.Prompt = terminalPrompt()
+	}
 	to, err := remote.Resolve(ctx, h.name, o)
 	if err != nil {
 		return nil, err
@@ -230,18 +233,4 @@ func (a *app) onHosts(do func(ctx context.Context, h *host) error) func(*cobra.C
 		}
 		return a.each(hosts, func(h *host) error { return do(cmd.Context(), h) })
 	})
-}
-
-// completeHost offers targets and their hosts.
-func (a *app) completeHost(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	p, err := a.project()
-	if len(args) > 0 || err != nil || p == nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var list []string
-	for name, t := range p.Targets {
-		list = append(append(list, name), t.Hosts...)
-	}
-	slices.Sort(list)
-	return slices.Compact(list), cobra.ShellCompDirectiveNoFileComp
 }

@@ -42,6 +42,7 @@ is no journal. -f goes on with what comes, until ^C.` + readExitCodes,
 	}
 	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on with what comes")
 	cmd.Flags().StringVar(&q.Release, "release", "", "only the output of this release")
+	cmd.RegisterFlagCompletionFunc("release", a.completeVersion)
 	cmd.Flags().IntVarP(&q.Lines, "lines", "n", 100, "how many lines of the past")
 	return cmd
 }

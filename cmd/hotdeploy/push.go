@@ -169,6 +169,9 @@ func (h *host) upgraded(res remote.Result, err error) error {
 // closing is what a done upgrade means to those who are connected.
 func closing(res remote.Result) string {
 	text := fmt.Sprintf("%s is serving (generation %d)", res.Upgrade.To.Version, res.Upgrade.Generation)
+	if h := res.Upgrade.Handoff; h != nil && h.Moved > 0 {
+		text += ", " + count(h.Moved, "connection") + " moved"
+	}
 	if res.Status == nil {
 		return text
 	}

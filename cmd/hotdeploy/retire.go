@@ -12,12 +12,12 @@ func (a *app) retireCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "retire [HOST] GENERATION",
 		Short: "End one draining generation",
-		Long: `Retire ends an old generation that still has connections: they are closed, spread over the time that the release allows for
-that, or with --now all at once. The numbers are in the status.` + exitCodes,
+		Long: `Retire ends an old generation that still has connections: what the serving release can have moves there, and the others are closed, spread over the
+time that the release allows for that, or with --now all at once. The numbers are in the status.` + exitCodes,
 		Example: `  hotdeploy retire web-1 7
   hotdeploy retire web-1 7 --now`,
 		Args:              cobra.RangeArgs(1, 2),
-		ValidArgsFunction: a.completeHost,
+		ValidArgsFunction: a.completeGeneration,
 		RunE: runs(func(cmd *cobra.Command, args []string) error {
 			n, err := strconv.Atoi(args[len(args)-1])
 			if err != nil || n < 1 {

@@ -25,5 +25,6 @@ upgrade like any other: connections finish where they are, and a release that fa
 		}),
 	}
 	cmd.Flags().StringVar(&to, "to", "", "the version (default: the one before)")
+	cmd.RegisterFlagCompletionFunc("to", a.completeVersion)
 	return cmd
 }

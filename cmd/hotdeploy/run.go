@@ -19,6 +19,7 @@ type app struct {
 
 	configFile, sshConfig, service, store string // global flags
 	json, verbose                         bool
+	completing                            bool // nobody is to be asked for anything
 
 	leave  context.Context // ends with the second ^C
 	keys   *remote.Keys    // passphrases, typed once for all hosts
@@ -68,7 +69,7 @@ target only. Several hosts get the release at the same time; then they are upgra
 	f.BoolVar(&a.json, "json", false, "print the answer as one JSON object")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "tell more of what happens")
 	root.AddCommand(a.initCommand(), a.packCommand(), a.setupCommand(), a.pushCommand(), a.statusCommand(), a.releasesCommand(),
-		a.rollbackCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.logsCommand(), a.retireCommand(), a.versionCommand())
+		a.rollbackCommand(), a.cancelCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.historyCommand(), a.logsCommand(), a.retireCommand(), a.versionCommand())
 	return root
 }
 

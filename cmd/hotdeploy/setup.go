@@ -17,10 +17,10 @@ func (a *app) setupCommand() *cobra.Command {
 		Use:   "setup [HOST]",
 		Short: "Install the daemon on a host: binary, user, folders, unit",
 		Long: `Setup makes a host ready for the project's service: it installs the daemon for the host's architecture, a user, folders and a systemd unit, and
-starts it. It logs in as root, or as a user who may use sudo without a password; that user may push afterwards. Repeating it changes
+starts it. It logs in as root, or as a user who may use sudo without a password; that user may push, and read the journal, afterwards. Repeating it changes
 only what differs, and it never restarts a running daemon. A listener on a port below 1024 gives the service the capability to bind it.` + exitCodes,
 		Example: `  hotdeploy setup root@web-1
-  hotdeploy setup root@web-1 --deploy-user ann     # ann may push
+  hotdeploy setup root@web-1 --deploy-user ann     # ann may push; with --read-journal also see the app's lines
   hotdeploy setup web-1 --socket-activation        # systemd binds the sockets`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeHost,
@@ -47,6 +47,7 @@ only what differs, and it never restarts a running daemon. A listener on a port 
 	f.StringVar(&wishes.User, "user", "", "the service's user (default: its name)")
 	f.StringVar(&wishes.Root, "root", "", "where releases and state lie (default: /srv/SERVICE)")
 	f.StringArrayVar(&wishes.DeployUsers, "deploy-user", nil, "a user on the host who may push (may be repeated)")
+	f.BoolVar(&wishes.ReadJournal, "read-journal", false, "those users may read the host's journal, all of it, which  hotdeploy logs  needs")
 	f.BoolVar(&wishes.SocketActivation, "socket-activation", false, "let systemd bind the listeners")
 	f.StringVar(&daemon, "daemon", "", "the daemon's binary (default: hotdeployd-linux-ARCH beside hotdeploy)")
 	return cmd

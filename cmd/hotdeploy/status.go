@@ -18,7 +18,10 @@ import (
 	"github.com/hotdeploy/hotdeploy/remote"
 )
 
-const watchEvery = time.Second
+const (
+	watchEvery     = time.Second
+	watchRetryLast = 5 * time.Second // between two tries to connect again
+)
 
 func (a *app) statusCommand() *cobra.Command {
 	var watch bool
@@ -97,7 +100,10 @@ func readOnly(err error) error {
 		return err
 	}
 	f = remote.Explain("", err)
-	f.Outcome, f.State, f.Hint = api.NothingChanged, "not known: the line was lost while asking", "ask again"
+	f.Outcome = api.NothingChanged
+	if !errors.Is(err, api.ErrSilent) {
+		f.State, f.Hint = "not known: the line was lost while asking", "ask again"
+	}
 	return f
 }
 
@@ -150,6 +156,12 @@ func remarks(g api.Generation, now time.Time) string {
 	if g.Health != "" && g.Health != "ok" {
 		list = append(list, "unhealthy: "+g.Health)
 	}
+	if g.Taken != nil {
+		list = append(list, fmt.Sprintf("took %d from generation %d", g.Taken.Moved, g.Taken.From))
+	}
+	if g.Handoff != nil {
+		list = append(list, fmt.Sprintf("to generation %d: %s", g.Handoff.To, g.Handoff.Text()))
+	}
 	if g.Deadline != nil {
 		list = append(list, "is ended in "+age(now, *g.Deadline))
 	}
@@ -161,7 +173,22 @@ func lastUpgrade(up *api.Upgrade, now time.Time) string {
 	if up.Error != nil {
 		text += ": " + strings.ReplaceAll(up.Error.Message, "\n", " ")
 	}
+	if moves := movesOf(up); moves != "" {
+		text += "; " + moves
+	}
 	return text
+}
+
+// movesOf is what an upgrade did to live connections.
+func movesOf(up *api.Upgrade) string {
+	var list []string
+	if up.Handoff != nil {
+		list = append(list, up.Handoff.Text())
+	}
+	if up.HandedBack != nil {
+		list = append(list, "back: "+up.HandedBack.Text())
+	}
+	return strings.Join(list, "; ")
 }
 
 func memory(n int64) string {
@@ -206,11 +233,35 @@ func (a *app) watch(ctx context.Context, hosts []*host) error {
 	return err
 }
 
+// watch goes on when the line is lost: it says so and connects again until it can, or until ^C.
 func (h *host) watch(ctx context.Context) error {
+	connected := false
+	for wait := watchEvery; ; wait = min(2*wait, watchRetryLast) {
+		shown, err := h.watchOnce(ctx)
+		switch {
+		case ctx.Err() != nil || !connected && !shown:
+			return readOnly(err)
+		case shown:
+			connected, wait = true, watchEvery
+			h.say("%v; connecting again", err)
+		}
+		h.d.Close()
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// watchOnce shows the status until the line is lost, or the daemon is; shown says that it could be asked at all.
+func (h *host) watchOnce(ctx context.Context) (shown bool, err error) {
 	c, st, err := h.begin(ctx)
 	if err != nil {
-		return readOnly(err)
+		return false, err
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	happened := make(chan struct{}, 1)
 	lost := make(chan error, 1)
 	go func() { // ends with ctx or the line
@@ -228,10 +279,10 @@ func (h *host) watch(ctx context.Context) error {
 		case <-happened:
 		case <-time.After(watchEvery):
 		case err := <-lost:
-			return readOnly(err)
+			return true, err
 		}
 		if st, err = c.Status(ctx); err != nil {
-			return readOnly(err)
+			return true, err
 		}
 	}
 }

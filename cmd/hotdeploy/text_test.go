@@ -45,8 +45,9 @@ func TestPrintStatus_ShowsEveryGenerationAndHowItCameAbout(t *testing.T) {
 	deadline := now.Add(23 * time.Hour)
 	st := api.Status{Service: "chat", Text: "serving 1.4.2 (generation 7), 1 draining with 312 connections",
 		Generations: []api.Generation{
-			{Number: 7, Release: release.Ref{Version: "1.4.2"}, State: api.GenServing, PID: 4711, Started: ago(3 * time.Minute), RSS: 45_000_000, Connections: 1204, Text: "all well", Health: "ok"},
-			{Number: 6, Release: release.Ref{Version: "1.4.1"}, State: api.GenDraining, PID: 4000, Started: ago(50 * time.Hour), RSS: -1, Connections: -1, Deadline: &deadline},
+			{Number: 7, Release: release.Ref{Version: "1.4.2"}, State: api.GenServing, PID: 4711, Taken: &api.Handoff{From: 6, To: 7, Moved: 3}, Started: ago(3 * time.Minute), RSS: 45_000_000, Connections: 1204, Text: "all well", Health: "ok"},
+			{Number: 6, Release: release.Ref{Version: "1.4.1"}, State: api.GenDraining, PID: 4000, Started: ago(50 * time.Hour), RSS: -1, Connections: -1, Deadline: &deadline,
+				Handoff: &api.Handoff{From: 6, To: 7, Moved: 3, Kept: map[string]int{"busy": 2}, LongestPause: 4 * time.Millisecond}},
 		},
 		Listeners: []api.Listener{{Listener: release.Listener{Name: "http", Network: "tcp", Address: ":80"}, Source: "systemd"}},
 		Last:      &api.Upgrade{Kind: "push", By: "ann@desk", To: release.Ref{Version: "1.4.3"}, Started: ago(time.Hour), Outcome: api.RolledBack, Error: &api.Error{Message: "not ready"}},
@@ -56,13 +57,32 @@ func TestPrintStatus_ShowsEveryGenerationAndHowItCameAbout(t *testing.T) {
 	printStatus(&b, "web-1", st, now)
 	want := `web-1: chat: serving 1.4.2 (generation 7), 1 draining with 312 connections
 GENERATION  RELEASE  STATE     AGE   PID   MEMORY   CONNECTIONS  TEXT
-7           1.4.2    serving   3m0s  4711  45.0 MB  1204         all well
-6           1.4.1    draining  2d2h  4000  ?        ?            is ended in 23h0m
+7           1.4.2    serving   3m0s  4711  45.0 MB  1204         all well; took 3 from generation 6
+6           1.4.1    draining  2d2h  4000  ?        ?            to generation 7: moved 3, kept 2 (busy 2), longest pause 4ms; is ended in 23h0m
 listening: http on tcp :80 (bound by systemd)
 last: push of 1.4.3 by ann@desk, 1h0m ago: rolled back: not ready
 a rollback goes to 1.4.1
 `
 	if got := b.String(); got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+func TestPrintUpgrades_TellsWhatMoved(t *testing.T) {
+	at := time.Date(2026, 1, 2, 12, 0, 0, 0, time.Local)
+	end := at.Add(2500 * time.Millisecond)
+	moved := &api.Handoff{From: 1, To: 2, Moved: 198, Kept: map[string]int{"busy": 1, "told off": 1}, Refused: 1, LongestPause: 12 * time.Millisecond}
+	var b bytes.Buffer
+	printUpgrades(&b, []api.Upgrade{
+		{Kind: "push", To: release.Ref{Version: "2"}, By: "ann@desk", Started: at, Finished: &end, Outcome: api.RolledBack, Error: &api.Error{Message: "unhealthy\nreally"},
+			Handoff: moved, HandedBack: &api.Handoff{From: 2, To: 1, Moved: 198, LongestPause: 3 * time.Millisecond}},
+		{Kind: "push", To: release.Ref{Version: "1"}, By: "ann@desk", Started: at, Outcome: api.Done},
+	})
+	want := `BEGAN                WHAT  RELEASE  BY        TOOK  OUTCOME                         CONNECTIONS
+2026-01-02 12:00:00  push  2        ann@desk  2.5s  rolled back: unhealthy really   moved 198, kept 2 (busy 1, told off 1; refused by the new release 1), longest pause 12ms; back: moved 198, longest pause 3ms
+2026-01-02 12:00:00  push  1        ann@desk  -     done                            -
+`
+	if got := b.String(); strings.Join(strings.Fields(got), " ") != strings.Join(strings.Fields(want), " ") {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // Limits on what a daemon may answer. More than that is an error, not a cut answer.
@@ -32,6 +33,9 @@ type Dial func(ctx context.Context) (net.Conn, error)
 type Client struct {
 	http *http.Client
 	idle func()
+
+	within time.Duration // answerWithin
+	every  time.Duration // aliveEvery
 }
 
 // NewClient returns a client that dials when it must and keeps connections for the next request. [Client.Close] lets go of them.
@@ -41,7 +45,7 @@ func NewClient(dial Dial) *Client {
 		DisableCompression: true,
 		MaxIdleConns:       4,
 	}
-	return &Client{http: &http.Client{Transport: t}, idle: t.CloseIdleConnections}
+	return &Client{http: &http.Client{Transport: t}, idle: t.CloseIdleConnections, within: answerWithin, every: aliveEvery}
 }
 
 // Close closes connections that no request is using.
@@ -50,6 +54,8 @@ func (c *Client) Close() { c.idle() }
 // Status asks what is there and what is serving. Of a daemon that speaks another API version only API and Daemon.Version are
 // told: the rest may mean something else there. The caller compares.
 func (c *Client) Status(ctx context.Context) (Status, error) {
+	ctx, stop := c.limit(ctx)
+	defer stop()
 	raw, err := ask[json.RawMessage](ctx, c, http.MethodGet, "/status", nil)
 	for v := 1; errors.Is(err, ErrNotFound) && v <= Version+maxNewer; v++ {
 		raw, err = askAt[json.RawMessage](ctx, c, http.MethodGet, "/v"+strconv.Itoa(v)+"/status", nil)
@@ -81,14 +87,29 @@ func (c *Client) Releases(ctx context.Context) ([]ReleaseInfo, error) {
 	return ask[[]ReleaseInfo](ctx, c, http.MethodGet, "/releases", nil)
 }
 
+// What follows takes as long as it takes, while the daemon answers other questions: PlanUpload, Complete, Cancel, Start, Stop, Logs.
+
 // PlanUpload sends a manifest; the daemon checks whether this machine can take the release and tells what it still needs.
 func (c *Client) PlanUpload(ctx context.Context, manifest []byte) (UploadPlan, error) {
-	return ask[UploadPlan](ctx, c, http.MethodPost, "/uploads", manifest)
+	ctx, stop := c.attend(ctx)
+	defer stop()
+	return askAt[UploadPlan](ctx, c, http.MethodPost, prefix()+"/uploads", manifest)
 }
 
 // Complete says that everything planned has been sent. It may be asked again.
 func (c *Client) Complete(ctx context.Context, digest string) (ReleaseInfo, error) {
-	return ask[ReleaseInfo](ctx, c, http.MethodPost, "/uploads/"+url.PathEscape(digest)+"/complete", nil)
+	ctx, stop := c.attend(ctx)
+	defer stop()
+	return askAt[ReleaseInfo](ctx, c, http.MethodPost, prefix()+"/uploads/"+url.PathEscape(digest)+"/complete", nil)
+}
+
+// Discard takes back a release that was uploaded and will not be started after all. One that was there before, serves or is about to stays, and that
+// is no error.
+func (c *Client) Discard(ctx context.Context, digest string) error {
+	ctx, stop := c.attend(ctx)
+	defer stop()
+	_, err := askAt[json.RawMessage](ctx, c, http.MethodDelete, prefix()+"/uploads/"+url.PathEscape(digest), nil)
+	return err
 }
 
 // DeltaType is the content type of what comes as a delta (package delta).
@@ -127,19 +148,30 @@ func (c *Client) GetUpgrade(ctx context.Context, id string) (Upgrade, error) {
 	return ask[Upgrade](ctx, c, http.MethodGet, "/upgrades/"+url.PathEscape(id), nil)
 }
 
+// History lists the newest upgrades that have ended, at most n, the newest first.
+func (c *Client) History(ctx context.Context, n int) ([]Upgrade, error) {
+	return ask[[]Upgrade](ctx, c, http.MethodGet, "/history?n="+strconv.Itoa(n), nil)
+}
+
 // Cancel takes an upgrade back and returns when it has ended: on either side of the switch, the Outcome tells which.
 func (c *Client) Cancel(ctx context.Context, id string) (Upgrade, error) {
-	return ask[Upgrade](ctx, c, http.MethodDelete, "/upgrades/"+url.PathEscape(id), nil)
+	ctx, stop := c.attend(ctx)
+	defer stop()
+	return askAt[Upgrade](ctx, c, http.MethodDelete, prefix()+"/upgrades/"+url.PathEscape(id), nil)
 }
 
 // Start starts the committed release of a stopped service.
 func (c *Client) Start(ctx context.Context, r StopRequest) (Status, error) {
-	return ask[Status](ctx, c, http.MethodPost, "/start", r)
+	ctx, stop := c.attend(ctx)
+	defer stop()
+	return askAt[Status](ctx, c, http.MethodPost, prefix()+"/start", r)
 }
 
 // Stop ends every generation; the daemon stays.
 func (c *Client) Stop(ctx context.Context, r StopRequest) (Status, error) {
-	return ask[Status](ctx, c, http.MethodPost, "/stop", r)
+	ctx, stop := c.attend(ctx)
+	defer stop()
+	return askAt[Status](ctx, c, http.MethodPost, prefix()+"/stop", r)
 }
 
 // Retire ends one draining generation: its connections are closed over the time that its release asks for, or all at once.
@@ -152,8 +184,10 @@ func (c *Client) Retire(ctx context.Context, generation int, atOnce bool) error 
 	return err
 }
 
-// ask sends one request below our version's prefix and reads its JSON answer.
+// ask sends one request below our version's prefix that is answered at once, and reads its JSON answer.
 func ask[T any](ctx context.Context, c *Client, method, path string, in any) (T, error) {
+	ctx, stop := c.limit(ctx)
+	defer stop()
 	return askAt[T](ctx, c, method, prefix()+path, in)
 }
 
@@ -167,7 +201,7 @@ func askAt[T any](ctx context.Context, c *Client, method, path string, in any) (
 	defer body.Close()
 	b, err := readAll(body, maxAnswer)
 	if err != nil {
-		return out, lost(method+" "+path, err)
+		return out, lost(method+" "+path, causeOf(ctx, err))
 	}
 	if len(b) == 0 {
 		return out, nil
@@ -182,6 +216,15 @@ func prefix() string { return "/v" + strconv.Itoa(Version) }
 
 // send returns the body of a good answer; the caller closes it.
 func (c *Client) send(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
+	res, err := c.answer(ctx, method, path, in)
+	if err != nil {
+		return nil, err
+	}
+	return res.Body, nil
+}
+
+// answer returns a good answer; the caller closes its body.
+func (c *Client) answer(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	op := method + " " + path
 	var connected atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
@@ -191,10 +234,10 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (io.Read
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, &LineError{Op: op, Sent: connected.Load(), Err: unwrapURL(err)}
+		return nil, &LineError{Op: op, Sent: connected.Load(), Err: causeOf(ctx, unwrapURL(err))}
 	}
 	if res.StatusCode/100 == 2 {
-		return res.Body, nil
+		return res, nil
 	}
 	defer res.Body.Close()
 	return nil, answered(op, res)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 )
 
 // The two ways in which the line fails. Compare with errors.Is.
@@ -11,6 +12,11 @@ var (
 	ErrNotSent  = errors.New("the request was never sent")
 	ErrLineLost = errors.New("the line was lost after the request was sent")
 )
+
+const wasLost = "the line was lost"
+
+// ErrSilent is why a line counts as lost that is there: nobody answers.
+var ErrSilent = errors.New("the daemon does not answer")
 
 // LineError is a failure of the line, not an answer. It is ErrNotSent (nothing happened) or ErrLineLost (unknown: the
 // daemon may have acted on the request), and whatever Err is.
@@ -21,8 +27,11 @@ type LineError struct {
 }
 
 func (e *LineError) Error() string {
-	if e.Sent {
-		return fmt.Sprintf("%s: the line was lost: %v", e.Op, e.Err)
+	switch {
+	case errors.Is(e.Err, ErrSilent), e.Sent && strings.Contains(e.Err.Error(), wasLost): // whoever dialled knows that, too
+		return fmt.Sprintf("%s: %v", e.Op, e.Err)
+	case e.Sent:
+		return fmt.Sprintf("%s: %s: %v", e.Op, wasLost, e.Err)
 	}
 	return e.Err.Error() // the dialler's words say it all
 }

@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 )
 
 // Events calls fn for each event after since, as they happen, until ctx ends, fn returns an error (which is returned as it
@@ -16,17 +18,23 @@ import (
 func (c *Client) Events(ctx context.Context, since uint64, fn func(Event) error) error {
 	const op = "GET /events"
 	q := url.Values{"since": {strconv.FormatUint(since, 10)}, "follow": {"1"}}
-	body, err := c.send(ctx, http.MethodGet, prefix()+"/events?"+q.Encode(), nil)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	res, err := c.answer(ctx, http.MethodGet, prefix()+"/events?"+q.Encode(), nil)
 	if err != nil {
 		return err
 	}
-	defer body.Close()
-	lines := bufio.NewScanner(body)
+	defer res.Body.Close()
+	silence := silenceOf(res)
+	dead := time.AfterFunc(silence, func() { cancel(silent(silence)) })
+	defer dead.Stop()
+	lines := bufio.NewScanner(res.Body)
 	lines.Buffer(nil, maxEvent)
 	for lines.Scan() {
+		dead.Reset(silence)
 		var e Event
 		if len(lines.Bytes()) == 0 {
-			continue // a daemon may send empty lines to keep the stream alive
+			continue // a sign of life
 		}
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			return fmt.Errorf("%s: event: %w", op, err)
@@ -36,10 +44,13 @@ func (c *Client) Events(ctx context.Context, since uint64, fn func(Event) error)
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return lost(op, err)
+		return lost(op, causeOf(ctx, err))
 	}
-	return lost(op, io.ErrUnexpectedEOF)
+	return lost(op, errStreamEnded)
 }
+
+// errStreamEnded is a daemon that has closed a stream that goes on for ever: it was stopped.
+var errStreamEnded = errors.New("the daemon ended the stream of events")
 
 // LogQuery chooses what Logs copies.
 type LogQuery struct {
@@ -60,6 +71,8 @@ func (c *Client) Logs(ctx context.Context, query LogQuery, w io.Writer) error {
 	if query.Follow {
 		q.Set("follow", "1")
 	}
+	ctx, stop := c.attend(ctx)
+	defer stop()
 	body, err := c.send(ctx, http.MethodGet, prefix()+"/logs?"+q.Encode(), nil)
 	if err != nil {
 		return err
@@ -67,7 +80,7 @@ func (c *Client) Logs(ctx context.Context, query LogQuery, w io.Writer) error {
 	defer body.Close()
 	out := &keepError{w: w}
 	if _, err = io.Copy(out, body); err != nil && out.err == nil {
-		return lost("GET /logs", err)
+		return lost("GET /logs", causeOf(ctx, err))
 	}
 	return out.err
 }
@@ -86,6 +99,8 @@ func (k *keepError) Write(p []byte) (int, error) {
 
 // Metrics copies the Prometheus text to w.
 func (c *Client) Metrics(ctx context.Context, w io.Writer) error {
+	ctx, stop := c.limit(ctx)
+	defer stop()
 	body, err := c.send(ctx, http.MethodGet, "/metrics", nil)
 	if err != nil {
 		return err
@@ -93,7 +108,7 @@ func (c *Client) Metrics(ctx context.Context, w io.Writer) error {
 	defer body.Close()
 	b, err := readAll(body, maxMetrics)
 	if err != nil {
-		return lost("GET /metrics", err)
+		return lost("GET /metrics", causeOf(ctx, err))
 	}
 	_, err = w.Write(b)
 	return err

@@ -68,6 +68,7 @@ func TestClient_EachVerb_AsksWhatTheAPISays(t *testing.T) {
 		{"GET /v1/releases ", func(c *Client) error { _, err := c.Releases(ctx); return err }},
 		{"POST /v1/uploads the manifest", func(c *Client) error { _, err := c.PlanUpload(ctx, []byte("the manifest")); return err }},
 		{"POST /v1/uploads/ab12/complete ", func(c *Client) error { _, err := c.Complete(ctx, "ab12"); return err }},
+		{"DELETE /v1/uploads/ab12 ", func(c *Client) error { return c.Discard(ctx, "ab12") }},
 		{`POST /v1/upgrades {"kind":"push","version":"2","digest":"ab","by":"me"}`, func(c *Client) error {
 			_, err := c.Upgrade(ctx, UpgradeRequest{Kind: KindPush, Version: "2", Digest: "ab", By: "me"})
 			return err

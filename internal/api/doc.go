@@ -9,8 +9,10 @@
 //	GET    /v1/releases                     []ReleaseInfo
 //	POST   /v1/uploads                      manifest bytes in, UploadPlan out
 //	POST   /v1/uploads/{digest}/complete    ReleaseInfo; idempotent
+//	DELETE /v1/uploads/{digest}             take back a release that was uploaded and will not be started after all
 //	POST   /v1/upgrades                     UpgradeRequest in, Upgrade out (202); it goes on if the caller leaves
 //	GET    /v1/upgrades/{id}                Upgrade, also of the past
+//	GET    /v1/history?n=N                  []Upgrade, those that have ended, the newest first
 //	DELETE /v1/upgrades/{id}                cancel before the commit; Upgrade out when it has ended
 //	GET    /v1/events?since=SEQ&follow=1    one Event a line
 //	POST   /v1/start, /v1/stop              StopRequest in, Status out

@@ -67,7 +67,8 @@ type Generation struct {
 	RSS         int64       `json:"rss_bytes"`   // of its whole process tree; -1: unknown
 	Text        string      `json:"text"`        // its own STATUS=
 	Health      string      `json:"health"`      // "", "ok", or why the last check failed
-	Handoff     *Handoff    `json:"handoff"`     // how it gave its connections away; nil: it did not
+	Handoff     *Handoff    `json:"handoff"`     // how it gave its connections away, the last time; nil: it did not
+	Taken       *Handoff    `json:"taken"`       // how it got connections of another, the last time; nil: it did not
 }
 
 // The states of a generation.
@@ -223,6 +224,7 @@ type Event struct {
 	Text       string    `json:"text"` // a line for people
 	Upgrade    *Upgrade  `json:"upgrade,omitempty"`
 	Generation int       `json:"generation,omitempty"`
+	Handoff    *Handoff  `json:"handoff,omitempty"` // that has just ended
 }
 
 // The types of events.

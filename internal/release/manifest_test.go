@@ -43,7 +43,7 @@ func TestManifestValidate_RefusesWhatIsHostile(t *testing.T) {
 		{"not clean", manifest(file("a//b")), `is not clean: write "a/b"`},
 		{"not clean, dot", manifest(file("./a")), `is not clean: write "a"`},
 		{"not clean, slash", manifest(file("a/")), `is not clean`},
-		{"the top itself", manifest(file(".")), `is not clean`},
+		{"the top itself", manifest(file(".")), `is the release itself`},
 		{"no name", manifest(file("")), `files: "": is empty`},
 		{"NUL", manifest(file("a\x00b")), `has a NUL byte`},
 		{"backslash", manifest(file(`..\x`)), `has a backslash`},

@@ -28,7 +28,9 @@ func checkPath(p string) error {
 		return errors.New("is absolute: it must be relative to the release")
 	case p == ".." || strings.HasPrefix(p, "../") || strings.Contains(p, "/../") || strings.HasSuffix(p, "/.."):
 		return errors.New(`has ".." in it`)
-	case p == "." || path.Clean(p) != p:
+	case p == ".":
+		return errors.New("is the release itself: name something in it")
+	case path.Clean(p) != p:
 		return fmt.Errorf("is not clean: write %s", quote(path.Clean(p)))
 	}
 	return checkElements(p)

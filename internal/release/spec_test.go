@@ -69,7 +69,7 @@ func TestSpecValidate_NamesTheFieldAsInTOML(t *testing.T) {
 		{"required of the contract", func(s *Spec) { s.Run.RequireEnv = []string{"NOTIFY_SOCKET"} }, `run.require_env[0]: "NOTIFY_SOCKET": is set by`},
 		{"shared climbs", func(s *Spec) { s.Run.Shared = []string{"../x"} }, `run.shared[0]: "../x": has ".." in it`},
 		{"shared absolute", func(s *Spec) { s.Run.Shared = []string{"/x"} }, `run.shared[0]: "/x": is absolute`},
-		{"shared is everything", func(s *Spec) { s.Run.Shared = []string{"."} }, `run.shared[0]: ".": is not clean`},
+		{"shared is everything", func(s *Spec) { s.Run.Shared = []string{"."} }, `run.shared[0]: ".": is the release itself: name something in it`},
 		{"shared in shared", func(s *Spec) { s.Run.Shared = []string{"a", "a/b"} }, `run.shared[1]: "a/b": is the same as "a", or one is inside`},
 		{"no time to stop", func(s *Spec) { s.Run.StopAfter = 0 }, `run.stop_timeout: must be positive`},
 

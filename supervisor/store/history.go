@@ -15,6 +15,12 @@ import (
 // maxHistory is how many entries [Store.History] returns at most.
 const maxHistory = 1000
 
+// The log is cut to its newest keptHistory bytes when it has grown to maxHistoryBytes: some thousand entries remain.
+const (
+	maxHistoryBytes = 8 << 20
+	keptHistory     = 4 << 20
+)
+
 // AppendHistory adds an upgrade to the log. When it returns nil the entry is on the disk. An output that makes the entry too
 // long is left out.
 func (s *Store) AppendHistory(u api.Upgrade) error {
@@ -57,6 +63,9 @@ func (s *Store) appendLine(line []byte) (err error) {
 	if err != nil {
 		return err
 	}
+	if size+int64(len(line)) > maxHistoryBytes {
+		return s.cutHistory(f, size, line)
+	}
 	step("append")
 	if _, err := f.Write(line); err != nil {
 		return errors.Join(err, f.Truncate(size))
@@ -68,6 +77,16 @@ func (s *Store) appendLine(line []byte) (err error) {
 		return syncPath(s.root, stateDir)
 	}
 	return nil
+}
+
+// cutHistory replaces the log, at once and for good, by its newest entries and line.
+func (s *Store) cutHistory(f *os.File, size int64, line []byte) error {
+	kept := make([]byte, keptHistory)
+	if _, err := f.ReadAt(kept, size-keptHistory); err != nil {
+		return err
+	}
+	kept = kept[bytes.IndexByte(kept, '\n')+1:] // of the first line there is only the end
+	return writeFile(s.root, historyFile, append(kept, line...), 0o600)
 }
 
 // repairTail makes the log end with a whole line and returns its size then. What a power cut or a full disk left of a line is

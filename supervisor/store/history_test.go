@@ -56,6 +56,32 @@ func TestHistoryIsToldFromTheNewestOn(t *testing.T) {
 	}
 }
 
+func TestHistoryIsCutToItsNewestEntries(t *testing.T) {
+	s := open(t, t.TempDir())
+	long := strings.Repeat("y", maxLineBytes/2)
+	n, most := 0, int64(0)
+	for range 3 * maxHistoryBytes / len(long) {
+		n++
+		must(t, s.AppendHistory(api.Upgrade{ID: fmt.Sprint(n), By: long}))
+		fi, err := os.Stat(historyOf(s))
+		must(t, err)
+		most = max(most, fi.Size())
+	}
+	if most > maxHistoryBytes {
+		t.Errorf("it has grown to %d bytes", most)
+	}
+	list, err := s.History(maxHistory)
+	must(t, err)
+	if len(list) < keptHistory/maxLineBytes {
+		t.Errorf("only %d entries are left", len(list))
+	}
+	for i, u := range list {
+		if u.ID != fmt.Sprint(n-i) || u.By != long {
+			t.Fatalf("entry %d is %s", i, u.ID)
+		}
+	}
+}
+
 func TestManyWriteHistoryAtOnce(t *testing.T) {
 	s := open(t, t.TempDir())
 	var wg sync.WaitGroup

@@ -5,15 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/release"
 )
 
-// Has tells whether a release of that digest is complete on this host.
-func (s *Store) Has(digest string) bool {
+// Find returns the release of that digest that is complete on this host; false: none is.
+func (s *Store) Find(digest string) (release.Ref, bool) {
 	version, err := s.byDigest(digest)
-	return err == nil && version != ""
+	return release.Ref{Version: version, Digest: digest}, err == nil && version != ""
 }
 
 // Withdraw takes back a release that never served: its version is free again. Its content lies in incoming/ from then on, like that
@@ -54,6 +56,14 @@ func (s *Store) keepContent(ctx context.Context, ref release.Ref, raw []byte) er
 		return err
 	}
 	defer s.planning.give()
+	tree, err := openDir(s.root, path.Join(releasesDir, ref.Version))
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	if err := s.linkManifest(tree, ref.Digest); err != nil {
+		return err
+	}
 	if err := s.beginUpload(ref.Digest, raw); err != nil {
 		return err
 	}
@@ -62,7 +72,7 @@ func (s *Store) keepContent(ctx context.Context, ref release.Ref, raw []byte) er
 		return err
 	}
 	defer u.close()
-	files, err := openDir(s.root, releasesDir+"/"+ref.Version+"/"+release.FilesDir)
+	files, err := openDir(tree, release.FilesDir)
 	if err != nil {
 		return err
 	}
@@ -81,6 +91,29 @@ func (s *Store) keepContent(ctx context.Context, ref release.Ref, raw []byte) er
 		if err != nil && !errors.Is(err, fs.ErrExist) { // a part that is there is looked at by Plan
 			return err
 		}
+	}
+	return nil
+}
+
+// linkManifest begins an upload without writing anything: there may be no room. One that is there has its manifest.
+func (s *Store) linkManifest(tree *os.Root, digest string) error {
+	incoming, err := openDir(s.root, incomingDir)
+	if err != nil {
+		return err
+	}
+	defer incoming.Close()
+	dir, err := s.ownDir(incoming, digest, os.ModeSetgid|0o750)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	h, _, err := openRegular(tree, release.ManifestName)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := link(h, dir, release.ManifestName); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	return nil
 }

@@ -7,13 +7,17 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 )
 
-// startChromium returns a context whose chromedp calls go to a fresh browser, and what its network does. Both end with the test.
-func startChromium(t *testing.T, ctx context.Context) (context.Context, *traffic) {
+// patience is for a loaded machine; whatever goes wrong is seen at once.
+const patience = time.Minute
+
+// needChromium returns the browser's path. Where there is none the test is skipped, loudly; in CI that is a failure.
+func needChromium(t *testing.T) string {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
 	if err != nil && os.Getenv("CI") == "true" {
@@ -22,7 +26,13 @@ func startChromium(t *testing.T, ctx context.Context) (context.Context, *traffic
 	if err != nil {
 		t.Skip("SKIPPED, NOT TESTED: a browser: ", err)
 	}
-	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path),
+	return path
+}
+
+// startChromium returns a context whose chromedp calls go to a fresh browser, and what its network does. Both end with the test.
+func startChromium(t *testing.T, ctx context.Context, path string) (context.Context, *traffic) {
+	t.Helper()
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.WSURLReadTimeout(patience),
 		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"), // it is not to talk to anybody else
 		chromedp.Flag("no-sandbox", os.Getuid() == 0))                              // its sandbox refuses root
 	ctx, cancel := chromedp.NewExecAllocator(ctx, options...)

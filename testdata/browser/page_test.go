@@ -26,10 +26,11 @@ type page struct {
 }
 
 func TestPage_ThreeUpgradesAndARollback_NothingNoticed(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	chromium := needChromium(t)
+	h := startHost(t, t.Context()) // builds; that may take its time
+	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
-	tab, network := startChromium(t, ctx)
-	h := startHost(t, ctx)
+	tab, network := startChromium(t, ctx, chromium)
 	deploy(t, h.Push(ctx, "1", "", 0))
 	if err := chromedp.Do(tab, chromedp.Navigate("http://"+h.Addr()+"/")); err != nil {
 		t.Fatal(err)
@@ -71,7 +72,7 @@ func await(t *testing.T, tab context.Context, version string) {
 		if (seen.closes || seen.failed) return "broken";
 		return last && last.version === %q && last.answers >= 16 && "there";
 	})()`
-	got, err := chromedp.Run(tab, chromedp.Poll[string](fmt.Sprintf(arrived, version), chromedp.WithPollingInterval(20*time.Millisecond), chromedp.WithPollingTimeout(20*time.Second)))
+	got, err := chromedp.Run(tab, chromedp.Poll[string](fmt.Sprintf(arrived, version), chromedp.WithPollingInterval(20*time.Millisecond), chromedp.WithPollingTimeout(patience)))
 	if err != nil || got != "there" {
 		t.Fatalf("the page does not get to release %s: %v: %+v", version, err, look(t, tab, "seen"))
 	}
@@ -82,7 +83,7 @@ func rest(t *testing.T, tab context.Context) page { return look(t, tab, "rest()"
 
 func look(t *testing.T, tab context.Context, expression string) page {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(tab, 20*time.Second)
+	ctx, cancel := context.WithTimeout(tab, patience)
 	defer cancel()
 	p, err := chromedp.Run(ctx, chromedp.Evaluate[page](expression, chromedp.EvalAwaitPromise))
 	if err != nil {

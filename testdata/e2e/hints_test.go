@@ -19,7 +19,7 @@ func TestHints_Help(t *testing.T) {
 	lowPort := more("[[listen]]\nname = \"low\"\naddress = \":80\"")
 	s.push("2", lowPort).want(3).wantText("CAP_NET_BIND_SERVICE", "hotdeploy setup "+s.host)
 	s.hotdeploy("setup", s.host).want(0).wantText("hotdeploy restart --daemon " + s.host)
-	s.push("2", lowPort).want(3) // set-up restarts nothing unasked
+	s.push("2", lowPort).want(3).wantText("hotdeploy restart " + s.host + " --daemon") // set-up restarts nothing unasked
 	s.hotdeploy("restart", "--daemon", s.host).want(0)
 	s.push("2", lowPort).want(0)
 	low := *s.project

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hotdeploy/hotdeploy/testdata/lab"
 )
 
@@ -83,7 +85,7 @@ func (l *line) carry(to, from net.Conn, up bool) {
 	for {
 		n, err := from.Read(buf)
 		if up {
-			l.count(to, buf[:n])
+			l.count(to, from, buf[:n])
 		} else {
 			l.pass()
 			_, _ = to.Write(buf[:n]) // the next Read tells
@@ -95,8 +97,9 @@ func (l *line) carry(to, from net.Conn, up bool) {
 	}
 }
 
-// count sends p to the machine; at the limit it cuts between two bytes.
-func (l *line) count(to net.Conn, p []byte) {
+// count sends p to the machine; at the limit it cuts between two bytes. What was under way when the line fell silent arrives when it heals, unless
+// its sender has hung up meanwhile: a host that is gone sends nothing again.
+func (l *line) count(to, from net.Conn, p []byte) {
 	l.pass()
 	l.mu.Lock()
 	before := l.limit - l.sent
@@ -111,8 +114,24 @@ func (l *line) count(to net.Conn, p []byte) {
 		p = p[max(before, 0):]
 		cut()
 		l.pass()
+		if hungUp(from) {
+			return
+		}
 	}
 	_, _ = to.Write(p)
+}
+
+// hungUp tells whether the other side has ended a connection, without reading from it.
+func hungUp(c net.Conn) (yes bool) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	err = raw.Control(func(fd uintptr) {
+		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		yes = err == unix.ECONNRESET || err == nil && n == 0
+	})
+	return yes || err != nil
 }
 
 // pass blocks while the line is silent.

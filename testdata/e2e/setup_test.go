@@ -66,11 +66,19 @@ func (s *service) asDeploy() {
 	d.push("3").want(0)
 	d.serves("3")
 	d.hotdeploy("status", d.host).want(0).wantText("serving 3")
-	d.push("broken", env(`WSECHO_EXIT_AT_START = "true"`)).want(3).wantText("before it was ready", "usermod -aG systemd-journal deploy")
-	d.hotdeploy("logs", "--release", "3", d.host).want(3).wantText("may not read the journal", "usermod -aG systemd-journal deploy")
-	s.run("usermod -aG systemd-journal deploy")
 	d.hotdeploy("logs", "--release", "3", d.host).want(0).wantText("version 3 serving")
 	d.push("broken", env(`WSECHO_EXIT_AT_START = "true"`)).want(3).wantText("fatal: the database said no")
+	d.hotdeploy("logs", "--release", "77", d.host).want(3).wantText("no line of release 77")
+
+	s.run("gpasswd -d deploy systemd-journal") // now one who may push and no more
+	d.push("broken", env(`WSECHO_EXIT_AT_START = "true"`)).want(3).wantText("before it was ready", "usermod -aG systemd-journal deploy")
+	refused = d.hotdeploy("logs", "--release", "3", d.host).want(3).wantText("may not read the journal", "usermod -aG systemd-journal deploy")
+	if out := refused.stdout.String(); out != "" {
+		s.t.Errorf("standard output has %q", out)
+	}
+	s.hotdeploy("setup", s.host, "--deploy-user", "deploy").want(0).wantText("deploy may push, but not see", "--read-journal")
+	s.hotdeploy("setup", s.host, "--deploy-user", "deploy", "--read-journal").want(0).wantText("added deploy to the group systemd-journal", "whole journal")
+	d.hotdeploy("logs", "--release", "3", d.host).want(0).wantText("version 3 serving")
 	d.hotdeploy("rollback", d.host).want(0)
 	d.serves("2")
 }

@@ -148,7 +148,7 @@ func TestPush_SeveralHosts_TheSecondFails(t *testing.T) {
 	one.serves("1")
 	two.serves("1")
 	two.run("systemctl stop NAME")
-	c := p.hotdeploy("push", "--version", "2", "all").want(6).wantText(one.host, two.host, "not running", "state:", "hint:")
+	c := p.hotdeploy("push", "--version", "2", "all").want(6).wantText(one.host, two.host, "not running", "state: nothing is serving", "systemctl start")
 	c.oneScreen()
 	t.Logf("%s", c)
 	one.serves("2")

@@ -182,7 +182,9 @@ func (l *Load) leave(ctx context.Context) {
 		select {
 		case <-s.ended:
 		case <-ctx.Done():
-			s.conn.Close() // not nil: without a connection it has ended
+			if s.conn != nil { // else it has ended: both were so
+				s.conn.Close()
+			}
 			<-s.ended
 		}
 	}

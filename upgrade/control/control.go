@@ -16,8 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Env names the variable with the descriptor's number.
-const Env = "HOTDEPLOY_CONTROL_FD"
+// Env names the variable with the descriptor's number. EnvTakes is set where another generation is to hand its connections over, to its mode.
+const (
+	Env      = "HOTDEPLOY_CONTROL_FD"
+	EnvTakes = "HOTDEPLOY_TAKES"
+)
 
 // Version is that of the messages here.
 const Version = 1
@@ -51,6 +54,7 @@ type Message struct {
 
 	ID        int   `json:"id,omitempty"`
 	TimeoutMS int64 `json:"timeout_ms,omitempty"`
+	Takes     bool  `json:"takes,omitempty"`
 
 	Moved          int            `json:"moved,omitempty"`
 	Kept           map[string]int `json:"kept,omitempty"`

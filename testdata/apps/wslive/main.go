@@ -33,6 +33,9 @@ func main() {
 	}
 	server := &http.Server{Handler: signed(routes()), ReadHeaderTimeout: 30 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
 	go func() { log.Fatal(server.Serve(ln)) }()
+	if err := datagrams(up); err != nil {
+		log.Fatal(err)
+	}
 	if err := up.Ready(); err != nil {
 		log.Fatal(err)
 	}

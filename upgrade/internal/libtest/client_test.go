@@ -22,6 +22,7 @@ type hostile struct {
 	largest  int           // bytes of a message
 	cut      int           // largest TCP write; 0: any
 	stall    time.Duration // how long it does not read now and then
+	pace     time.Duration // how long it waits between messages, at most
 	quiet    bool          // sends no pings: gorilla gives up a connection that does not take a pong within a second
 	buffer   int           // receive buffer; 0: the kernel's choice
 	ahead    int           // messages on their way
@@ -186,6 +187,9 @@ func (c *client) speak(stop <-chan struct{}) error {
 	left := -1 // messages, when it is known
 	for n := uint64(0); left != 0; n++ {
 		left = c.countdown(left, stop)
+		if c.pace > 0 {
+			time.Sleep(time.Duration(c.rng.Int64N(int64(c.pace))))
+		}
 		m := ticket{n: n, text: c.message(), bye: left == 0 && c.end == asks}
 		select {
 		case c.tickets <- m:

@@ -71,6 +71,7 @@ func get(path string) string { return "GET " + path + " HTTP/1.1\r\nHost: a\r\n\
 
 // TestHTTP_HalfARequest_IsFinishedInTheNextRelease: what has not begun is nobody's yet.
 func TestHTTP_HalfARequest_IsFinishedInTheNextRelease(t *testing.T) {
+	t.Parallel()
 	s := newTestSite(t)
 	fresh, used := newWire(t, s), newWire(t, s)
 	used.say(get("/"))
@@ -99,6 +100,7 @@ func TestHTTP_HalfARequest_IsFinishedInTheNextRelease(t *testing.T) {
 
 // TestHTTP_Pipelined_AnswersComeInOrder: the requests behind one that is under way are answered by the same release; the next ones, by the next.
 func TestHTTP_Pipelined_AnswersComeInOrder(t *testing.T) {
+	t.Parallel()
 	s := newTestSite(t)
 	old := s.serving
 	w := newWire(t, s)
@@ -122,6 +124,7 @@ func TestHTTP_Pipelined_AnswersComeInOrder(t *testing.T) {
 // TestHTTP_WhatCannotMove_DrainsAndSaysWhy: server-sent events, long polls and protocols of one's own go on in the old release, for as long as their clients
 // want.
 func TestHTTP_WhatCannotMove_DrainsAndSaysWhy(t *testing.T) {
+	t.Parallel()
 	s := newTestSite(t)
 	old := s.serving
 	pid := old.cmd.Process.Pid

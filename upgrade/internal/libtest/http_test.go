@@ -122,6 +122,7 @@ func uploaded(body []byte) string {
 
 // TestHTTP_KeepAlive_NoRequestFails: clients that use their one connection all the time, and one that rests, keep it over all deploys.
 func TestHTTP_KeepAlive_NoRequestFails(t *testing.T) {
+	t.Parallel()
 	s := newTestSite(t)
 	resting := newCaller(t, s)
 	if _, _, err := resting.get(t.Context(), "/"); err != nil {
@@ -201,6 +202,7 @@ func begun(ctx context.Context) (context.Context, <-chan struct{}) {
 // TestHTTP_InFlight_NoticesNothing: requests that a deploy finds half way are answered by the release that they came to, whose contexts live; their
 // connections follow as soon as they are idle.
 func TestHTTP_InFlight_NoticesNothing(t *testing.T) {
+	t.Parallel()
 	s := newTestSite(t)
 	old := s.serving
 	var all sync.WaitGroup
@@ -231,7 +233,7 @@ func TestHTTP_InFlight_NoticesNothing(t *testing.T) {
 	<-continued.asked // the server wants the body
 
 	m := s.mustDeploy(t, "rolling")
-	if m.Moved != 0 || m.Kept["busy"] != 3 || m.Kept["unknown protocol"] != 1 || len(m.Kept) != 2 {
+	if m.Moved != 0 || m.Kept["busy"] != 3 || m.Kept["http/2"] != 1 || len(m.Kept) != 2 {
 		t.Errorf("moved %d, kept %v", m.Moved, m.Kept)
 	}
 	first.give(body[1<<20:])

@@ -32,7 +32,7 @@ var sabotages = []sabotage{
 		find: "r.kept = value", instead: firstWhole + "r.kept = append(append([]byte(nil), value[:whole]...), value...)",
 	},
 	{
-		name: "swallow a frame", file: "record.go", seen: `message \d+ was answered where \d+ was due`,
+		name: "swallow a frame", file: "record.go", seen: `message \d+ was answered where \d+ was due|a pong to ping \d+ before`,
 		find: "r.kept = value", instead: firstWhole + "r.kept = value[whole:]",
 	},
 	{

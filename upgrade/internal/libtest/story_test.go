@@ -316,8 +316,8 @@ var (
 	small  = hostile{ahead: 64}
 	torn   = hostile{largest: 20_000, cut: 3000, ahead: 4}
 	single = hostile{cut: 2, ahead: 3}
-	slow   = hostile{largest: 3 << 20, stall: 200 * time.Millisecond, buffer: 16 << 10, quiet: true, ahead: 3}
-	huge   = hostile{largest: 8 << 20, quiet: true, ahead: 2}
+	slow   = hostile{largest: 3 << 20, pace: 50 * time.Millisecond, stall: 200 * time.Millisecond, buffer: 16 << 10, quiet: true, ahead: 3}
+	huge   = hostile{largest: 8 << 20, pace: 200 * time.Millisecond, quiet: true, ahead: 2}
 	packed = hostile{compress: true, largest: 20_000, cut: 3000, ahead: 4}
 )
 
@@ -366,7 +366,7 @@ func TestDeploys_FromOneLibraryToAnother(t *testing.T) {
 		releases: func(n int) release {
 			return release{app: app(t), library: all[n%len(all)], deflate: true, mode: mode(n)}
 		},
-		clients: []guest{torn, torn, packed, packed}, messages: 3000, handoffs: len(all),
+		clients: []guest{torn, torn, packed, packed}, messages: 1500, handoffs: len(all),
 	}.tell(t)
 }
 
@@ -377,9 +377,10 @@ func TestDeploys_CompressionComesAndGoes(t *testing.T) {
 	brief.end = closes
 	for _, library := range libraries {
 		t.Run(library, func(t *testing.T) {
+			t.Parallel()
 			x := story{
 				releases: func(n int) release { return release{app: app(t), library: library, deflate: n%2 == 0, mode: mode(n)} },
-				clients:  []guest{torn, torn, packed, brief, brief}, messages: 2000, handoffs: 8, back: 3,
+				clients:  []guest{torn, packed, brief, brief}, messages: 600, handoffs: 6, back: 3,
 				may: []string{"refused", "closing", "closed"},
 			}.tell(t)
 			if x.given.kept["refused"] == 0 {
@@ -398,6 +399,7 @@ func TestDeploys_NextReleaseDies(t *testing.T) {
 	steps := []string{"take.begin", "take.offer", "take.adopted", "take.accepted"}
 	for _, library := range libraries {
 		t.Run(library, func(t *testing.T) {
+			t.Parallel()
 			story{
 				releases: func(n int) release {
 					r := release{app: breaking, library: library, deflate: true, mode: mode(n)}
@@ -406,8 +408,8 @@ func TestDeploys_NextReleaseDies(t *testing.T) {
 					}
 					return r
 				},
-				clients: []guest{small, torn, torn, packed}, messages: 4000, handoffs: 20,
-				may: []string{"next release ended", "the next release ended", "shared state"},
+				clients: []guest{small, torn, torn, packed}, messages: 2000, handoffs: 10,
+				may: []string{"next release ended", "the next release ended", "shared state", "busy"},
 			}.tell(t)
 		})
 	}

@@ -1,0 +1,100 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// stuck answers the status as long as alive says so, and nothing else ever.
+func stuck(t *testing.T, alive *atomic.Bool, header ...string) *Client {
+	release := make(chan struct{})
+	c := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if alive.Load() && strings.HasSuffix(r.URL.Path, "/status") {
+			json.NewEncoder(w).Encode(Status{API: Version})
+			return
+		}
+		if len(header) == 2 {
+			w.Header().Set(header[0], header[1])
+			w.WriteHeader(http.StatusOK)
+			w.(http.Flusher).Flush()
+		}
+		select {
+		case <-r.Context().Done():
+		case <-release:
+		}
+	}))
+	t.Cleanup(func() { close(release) })
+	c.within, c.every = 50*time.Millisecond, 20*time.Millisecond
+	return c
+}
+
+func TestClient_StuckDaemon_NobodyWaitsForEver(t *testing.T) {
+	var alive atomic.Bool
+	c := stuck(t, &alive)
+	for name, ask := range map[string]func(context.Context) error{
+		"status":   func(ctx context.Context) error { _, err := c.Status(ctx); return err },
+		"releases": func(ctx context.Context) error { _, err := c.Releases(ctx); return err },
+		"history":  func(ctx context.Context) error { _, err := c.History(ctx, 1); return err },
+		"upgrade":  func(ctx context.Context) error { _, err := c.Upgrade(ctx, UpgradeRequest{}); return err },
+		"retire":   func(ctx context.Context) error { return c.Retire(ctx, 1, false) },
+		"metrics":  func(ctx context.Context) error { return c.Metrics(ctx, io.Discard) },
+		"plan":     func(ctx context.Context) error { _, err := c.PlanUpload(ctx, nil); return err },
+		"complete": func(ctx context.Context) error { _, err := c.Complete(ctx, "ab"); return err },
+		"discard":  func(ctx context.Context) error { return c.Discard(ctx, "ab") },
+		"cancel":   func(ctx context.Context) error { _, err := c.Cancel(ctx, "1"); return err },
+		"stop":     func(ctx context.Context) error { _, err := c.Stop(ctx, StopRequest{}); return err },
+		"start":    func(ctx context.Context) error { _, err := c.Start(ctx, StopRequest{}); return err },
+		"logs":     func(ctx context.Context) error { return c.Logs(ctx, LogQuery{}, io.Discard) },
+	} {
+		err := ask(t.Context())
+		if !errors.Is(err, ErrSilent) || !errors.Is(err, ErrLineLost) || strings.Contains(err.Error(), "line was lost") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What takes its time is waited for while the daemon answers other questions.
+func TestClient_LongWork_IsWaitedForWhileTheDaemonLives(t *testing.T) {
+	var alive atomic.Bool
+	alive.Store(true)
+	c := stuck(t, &alive)
+	done := make(chan error, 1)
+	go func() { _, err := c.Stop(t.Context(), StopRequest{}); done <- err }()
+	select {
+	case err := <-done:
+		t.Fatalf("given up while the daemon lives: %v", err)
+	case <-time.After(10 * c.within):
+	}
+	alive.Store(false)
+	if err := <-done; !errors.Is(err, ErrSilent) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestClient_EventsThatFallSilent_End(t *testing.T) {
+	var alive atomic.Bool
+	err := stuck(t, &alive, BeatHeader, "1").Events(t.Context(), 0, func(Event) error { return nil })
+	if !errors.Is(err, ErrSilent) || !errors.Is(err, ErrLineLost) {
+		t.Errorf("%v", err)
+	}
+	ctx, stop := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer stop()
+	err = stuck(t, &alive, "X", "an older daemon, which does not beat").Events(ctx, 0, func(Event) error { return nil })
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestLineError_SaysOnceThatTheLineWasLost(t *testing.T) {
+	err := lost("GET /x", errors.New("the line was lost: no answer from web-1 for 6s"))
+	if got := err.Error(); got != "GET /x: the line was lost: no answer from web-1 for 6s" {
+		t.Errorf("%q", got)
+	}
+}
