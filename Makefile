@@ -50,8 +50,9 @@ race: ## the unit tests again and again, to find what happens seldom
 e2e: build ## on machines with real systemd and sshd
 	$(GO) test -count=1 -v -timeout 25m $(E2E)
 
-bench: ## figures as ratios and medians in one run
+bench: build ## figures as ratios and medians in one run
 	$(GO) test -run "^$$" -bench . -benchtime 10x -timeout 60m ./supervisor ./remote
+	$(GO) test -tags bench -count=1 -run "^TestBenchTransfer$$" -timeout 60m ./testdata/e2e
 
 fuzz: ## every target for FUZZTIME
 	sh testdata/fuzz.sh $(FUZZTIME)
