@@ -361,12 +361,31 @@ func (s *Supervisor) beginUpgrade(w http.ResponseWriter, r *http.Request) (any, 
 	if req.By, err = who(r, req.By); err != nil {
 		return nil, err
 	}
+	if err := s.removed(r.Context()); err != nil {
+		return nil, err
+	}
 	u, err := s.begin(req)
 	if err != nil {
 		return nil, err
 	}
 	writeJSON(w, http.StatusAccepted, s.copyOf(u))
 	return nil, nil
+}
+
+// removed waits until releases that are being removed are gone, since begin would: whoever does not wait so long for the answer must not find
+// an upgrade begun later.
+func (s *Supervisor) removed(ctx context.Context) error {
+	var wait <-chan struct{}
+	s.do(func() { wait = s.pruning })
+	if wait == nil {
+		return nil
+	}
+	select {
+	case <-wait:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (s *Supervisor) findUpgrade(id string) (any, error) {
