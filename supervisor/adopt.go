@@ -62,8 +62,7 @@ func (in inheritance) take(name string) *os.File {
 }
 
 // adopt makes of what is left the state of this supervisor. It changes nothing outside of it.
-func (s *Supervisor) adopt(files []*os.File) error {
-	in := newInheritance(files)
+func (s *Supervisor) adopt(in inheritance) error {
 	s.legacy.files = map[string]bool{}
 	for name := range in {
 		s.legacy.files[name] = true

@@ -81,6 +81,8 @@ func (s *Supervisor) mayBegin(req api.UpgradeRequest) (joined *upgrade, wait <-c
 		return nil, nil, api.ErrStopping.With("the supervisor is stopping")
 	case s.stopping != nil:
 		return nil, nil, s.isBusy(s.stopping.text())
+	case s.replacing != "":
+		return nil, nil, s.isBusy(s.replacing + " is replacing the daemon")
 	case automatic && (!s.running() || s.serving != nil):
 		return nil, nil, errNotWanted
 	case b != nil && start && b.record.Kind == api.KindStart:

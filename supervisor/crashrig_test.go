@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log"
 	"maps"
 	"net"
@@ -49,10 +50,20 @@ func beDaemon() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	flip, err := NewFlip()
+	if err != nil {
+		log.Fatal(err)
+	}
 	var mu sync.Mutex
 	left := max(spec.Nth, 1)
 	socks, stored := systemd.Split(passed)
-	s, err := New(Options{Config: spec.Config, Version: "test", Helper: []string{"/proc/self/exe", "launch"}, Cgroup: spec.Cgroup,
+	if flip.Follows() {
+		misbehaveAsSuccessor(spec)
+		if stored, err = flip.Inherit(); err != nil {
+			log.Fatal(err)
+		}
+	}
+	s, err := New(Options{Flip: flip, Config: spec.Config, Version: "test", Helper: []string{"/proc/self/exe", "launch"}, Cgroup: spec.Cgroup,
 		Sockets: socks, Stored: stored, Environ: []string{"PATH=" + os.Getenv("PATH")}, Output: os.Stderr, Log: log.New(os.Stderr, "", log.Lmicroseconds),
 		At: func(step string) {
 			mu.Lock()
@@ -66,12 +77,33 @@ func beDaemon() {
 			}
 		}})
 	if err != nil {
+		if flip.Follows() {
+			flip.Refuse(err)
+		}
 		log.Fatal(err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	if flip.Follows() {
+		if err := flip.TakeOver(ctx, s); err != nil {
+			log.Fatal(err)
+		}
+	}
 	if err := s.Run(ctx); err != nil {
 		log.Fatal(err)
+	}
+}
+
+// misbehaveAsSuccessor is what a broken binary does; a file says which.
+func misbehaveAsSuccessor(spec daemonSpec) {
+	how, _ := os.ReadFile(filepath.Join(spec.Config.Root, "break"))
+	switch string(how) {
+	case "exits":
+		os.Exit(3)
+	case "hangs":
+		select {}
+	case "crashes":
+		unix.Kill(os.Getpid(), unix.SIGKILL)
 	}
 }
 
@@ -92,6 +124,7 @@ type crashRig struct {
 	cmd     *exec.Cmd
 	ended   chan struct{}
 	out     *logBuffer
+	print   *os.File // where daemons and what they leave write to
 }
 
 // crashModes are the ways in which a supervisor can find its generations again.
@@ -107,6 +140,14 @@ func newCrashRig(t testing.TB, mode string) *crashRig {
 		r.spec.Cgroup = testCgroup(t)
 		r.manager = newManager(t, r.dir)
 	}
+	printed, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.print = w
+	copied := make(chan struct{})
+	go func() { defer close(copied); io.Copy(r.out, printed) }()
+	t.Cleanup(func() { w.Close(); <-copied; printed.Close() })
 	t.Cleanup(r.endAll)
 	r.boot()
 	return r
@@ -158,8 +199,7 @@ func (r *crashRig) spawn() chan error {
 	}
 	cmd := exec.Command("/proc/self/exe", "daemon")
 	cmd.Env = append(os.Environ(), "TEST_DAEMON="+string(b))
-	cmd.Stdout, cmd.Stderr = r.out, r.out
-	cmd.WaitDelay = time.Millisecond // generations have its output, and may live on
+	cmd.Stdout, cmd.Stderr = r.print, r.print
 	start := cmd.Start
 	if r.manager != nil {
 		start = func() error { return r.manager.start(cmd) }

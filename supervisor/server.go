@@ -53,6 +53,9 @@ func ControlSocket(runDir string) string { return filepath.Join(runDir, "control
 // file that is there is a dead supervisor's.
 func (s *Supervisor) listenControl() (net.Listener, error) {
 	path := ControlSocket(s.opt.Config.RunDir)
+	if s.inheritedAPI != nil {
+		return s.inheritControl()
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("replace the control socket: %w", err)
 	}
@@ -64,6 +67,22 @@ func (s *Supervisor) listenControl() (net.Listener, error) {
 		ln.Close()
 		return nil, fmt.Errorf("open the control socket to its group: %w", err)
 	}
+	s.control = ln.(*net.UnixListener)
+	return newPeerListener(ln, maxControl, s.logf), nil
+}
+
+// inheritControl goes on with the socket on which the supervisor before this one took commands: nobody is refused meanwhile.
+func (s *Supervisor) inheritControl() (net.Listener, error) {
+	defer s.inheritedAPI.Close()
+	ln, err := net.FileListener(s.inheritedAPI)
+	if err != nil {
+		return nil, fmt.Errorf("go on with the control socket: %w", err)
+	}
+	var ok bool
+	if s.control, ok = ln.(*net.UnixListener); !ok {
+		return nil, fmt.Errorf("go on with the control socket: it is %s", ln.Addr())
+	}
+	s.control.SetUnlinkOnClose(true)
 	return newPeerListener(ln, maxControl, s.logf), nil
 }
 
@@ -126,6 +145,18 @@ func (s *Supervisor) routes() http.Handler {
 			return nil, err
 		}
 		return s.afterwards(s.stop(req))
+	})
+	handle("POST /v1/daemon/replace", maxRequest, func(w http.ResponseWriter, r *http.Request) (any, error) {
+		req, err := decodeStop(r)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.replace(context.WithoutCancel(r.Context()), req.By); err != nil {
+			return nil, err
+		}
+		defer s.leaving() // when whoever asked has his answer
+		writeJSON(w, http.StatusOK, s.status())
+		return nil, http.NewResponseController(w).Flush()
 	})
 	handle("DELETE /v1/generations/{number}", 0, func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		n, err := strconv.Atoi(r.PathValue("number"))

@@ -27,8 +27,13 @@ func (s *Supervisor) stop(req api.StopRequest) error {
 	mine := &stopping{by: req.By, since: time.Now(), done: make(chan struct{})}
 	var other *stopping
 	var busy *upgrade
+	var replacing error
 	s.do(func() {
 		if other = s.stopping; other != nil {
+			return
+		}
+		if s.replacing != "" {
+			replacing = s.isBusy(s.replacing + " is replacing the daemon")
 			return
 		}
 		s.stopping = mine
@@ -39,6 +44,9 @@ func (s *Supervisor) stop(req api.StopRequest) error {
 		s.emit(api.Event{Type: api.EventService, Text: req.By + " stops the service"})
 		s.refreshStatusText()
 	})
+	if replacing != nil {
+		return replacing
+	}
 	if other != nil {
 		return s.joinStop(other, req.Now)
 	}
@@ -111,6 +119,8 @@ func (s *Supervisor) unstop() error {
 		switch stopped = !s.running(); {
 		case s.stopping != nil:
 			err = s.isBusy(s.stopping.text())
+		case s.replacing != "":
+			err = s.isBusy(s.replacing + " is replacing the daemon")
 		case s.state.Committed == nil:
 			e := api.ErrNotFound.With("there is no release to start")
 			e.State, e.Hint = s.servingText(), "push one: hotdeploy push HOST"

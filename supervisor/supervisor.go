@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"net"
 	"os"
 	"runtime"
 	"sync"
@@ -33,27 +34,32 @@ type Options struct {
 	Log     *log.Logger // one line for each event
 	Stored  []*os.File  // what systemd's fd store kept for us; the supervisor closes them
 
+	Flip *Flip // how another supervisor takes over; nil: none does
+
 	At func(step string) // called at each instruction at which tests kill the supervisor; nil outside of tests. It may be on the loop
 }
 
 // Supervisor is one service on one machine. Make it with New, run it with Run.
 type Supervisor struct {
-	opt      Options
-	store    *store.Store
-	notify   systemd.Notifier
-	bind     func(l release.Listener, runDir string) (*sockets.Socket, error) // sockets.Bind
-	notified *systemd.NotifySocket
-	started  time.Time
-	bootID   string
-	events   *eventLog
-	teller   *teller
-	printed  *printed // without a journal
-	patience patience
-	sample   time.Duration     // usualSample
-	step     func(name string) // an instruction at which tests interfere; it does nothing
-	large    chan struct{}     // one for each request that may be a large one
-	legacy   legacy            // what an earlier supervisor left, until Run has settled it
-	moving   turn              // who has it may move connections
+	opt          Options
+	store        *store.Store
+	notify       systemd.Notifier
+	bind         func(l release.Listener, runDir string) (*sockets.Socket, error) // sockets.Bind
+	notified     *systemd.NotifySocket
+	started      time.Time
+	bootID       string
+	events       *eventLog
+	teller       *teller
+	printed      *printed // without a journal
+	patience     patience
+	sample       time.Duration     // usualSample
+	step         func(name string) // an instruction at which tests interfere; it does nothing
+	large        chan struct{}     // one for each request that may be a large one
+	control      *net.UnixListener // where commands come from
+	leaving      func()            // ends Run
+	inheritedAPI *os.File          // the control socket of the supervisor before this one
+	legacy       legacy            // what an earlier supervisor left, until Run has settled it
+	moving       turn              // who has it may move connections
 
 	unkeepMu sync.Mutex // held while systemd closes listeners, so that an address is free afterwards
 	stateMu  sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
@@ -79,6 +85,8 @@ type Supervisor struct {
 	stopping      *stopping       // an operator's stop under way
 	pruning       <-chan struct{} // closed when old releases have been removed; nil: nobody removes any
 	keeper        keeper
+	replacing     string   // who replaces this daemon by another one; nothing begins meanwhile
+	handedOver    bool     // and it is done
 	closed        []string // listeners that systemd still keeps
 	startFailure  string   // why the last start failed; empty since something serves
 	recorded      []byte   // the ledger as it was written last
@@ -97,7 +105,8 @@ type Supervisor struct {
 // New takes the service's folders under its lock. A second daemon for the same service gets store.ErrLocked, a damaged state
 // file store.ErrStateDamaged; both tell what to type. Call Run next; it releases what New took.
 func New(opt Options) (_ *Supervisor, err error) {
-	st, err := store.Open(opt.Config.Root, opt.Config.Service)
+	in := newInheritance(opt.Stored)
+	st, err := store.OpenLocked(opt.Config.Root, opt.Config.Service, in.take(lockName))
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +136,8 @@ func New(opt Options) (_ *Supervisor, err error) {
 	if err := os.MkdirAll(opt.Config.RunDir, 0o750); err != nil {
 		return nil, fmt.Errorf("make the run directory: %w", err)
 	}
-	if err := s.adopt(opt.Stored); err != nil {
+	s.inheritedAPI = in.take(apiName)
+	if err := s.adopt(in); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -138,10 +148,17 @@ func New(opt Options) (_ *Supervisor, err error) {
 // listeners are bound: from then on a client waits in the queue at worst.
 func (s *Supervisor) Run(ctx context.Context) error {
 	defer s.store.Close()
-	defer s.notified.Close()
+	defer func() {
+		if s.handedOver {
+			s.notified.Abandon()
+		} else {
+			s.notified.Close()
+		}
+	}()
 	var cancel context.CancelFunc
 	s.ctx, cancel = context.WithCancel(ctx)
 	defer cancel()
+	s.leaving = cancel
 
 	control, err := s.listenControl()
 	if err != nil {
@@ -170,7 +187,21 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	s.sayCgroup()
 	s.do(s.ensure)
 
+	if s.opt.Flip != nil && !s.opt.Flip.Follows() {
+		if err := s.opt.Flip.alone(); err != nil {
+			s.logf("%v", err)
+		}
+	}
 	<-s.ctx.Done()
+	handedOver := false
+	s.do(func() { handedOver = s.handedOver })
+	if handedOver { // what runs is another one's
+		server.shutdown()
+		endLoop()
+		<-s.stopped
+		<-told
+		return nil
+	}
 	s.notify.Stopping("stopping")
 	s.shutdown()
 	server.shutdown()

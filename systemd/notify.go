@@ -99,7 +99,7 @@ func WatchdogInterval() (time.Duration, error) {
 var protocolVariables = []string{
 	"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID", "MANAGERPID",
 	"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID",
-	"FDSTORE", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID",
+	"FDSTORE", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "TABLEFLIP_HAS_PARENT_7DIU3",
 }
 
 // CleanEnviron returns environ (KEY=value lines) without the variables by

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -89,15 +90,32 @@ func supervise(cmd *cobra.Command, cfg *config.Daemon) error {
 	if err != nil {
 		return err
 	}
+	flip, err := supervisor.NewFlip()
+	if err != nil {
+		return err
+	}
 	out := newLogWriter(cmd.ErrOrStderr())
 	defer out.Close()
 	debug.SetGCPercent(50) // it waits most of its life; memory is worth more to its host than the collector's time
 	sockets, stored := systemd.Split(passed)
+	if flip.Follows() {
+		os.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
+		if stored, err = flip.Inherit(); err != nil {
+			return err
+		}
+	}
 	s, err := supervisor.New(supervisor.Options{
-		Config: *cfg, Version: version.String(), Helper: []string{"/proc/self/exe", "launch"}, Sockets: sockets, Stored: stored,
+		Config: *cfg, Flip: flip, Version: version.String(), Helper: []string{"/proc/self/exe", "launch"}, Sockets: sockets, Stored: stored,
 		Environ: systemd.CleanEnviron(os.Environ()), Journal: systemd.OnJournal(), Output: os.Stdout,
 		Log: log.New(out, "hotdeployd: ", 0),
 	})
+	if flip.Follows() {
+		if err != nil {
+			flip.Refuse(err)
+		} else {
+			err = flip.TakeOver(cmd.Context(), s)
+		}
+	}
 	if err != nil {
 		return err
 	}

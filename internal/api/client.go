@@ -174,6 +174,13 @@ func (c *Client) Stop(ctx context.Context, r StopRequest) (Status, error) {
 	return askAt[Status](ctx, c, http.MethodPost, prefix()+"/stop", r)
 }
 
+// Replace lets the daemon make way for the binary that is installed now, while everything runs on. With an error nothing has changed.
+func (c *Client) Replace(ctx context.Context, by string) (Status, error) {
+	ctx, stop := c.attend(ctx)
+	defer stop()
+	return askAt[Status](ctx, c, http.MethodPost, prefix()+"/daemon/replace", StopRequest{By: by})
+}
+
 // Retire ends one draining generation: its connections are closed over the time that its release asks for, or all at once.
 func (c *Client) Retire(ctx context.Context, generation int, atOnce bool) error {
 	path := "/generations/" + strconv.Itoa(generation)

@@ -40,7 +40,10 @@ type Store struct {
 
 // Open takes the lock on dir, makes the folders that are missing and removes what unfinished work left behind. It does
 // not block: a folder in use is [ErrLocked].
-func Open(dir, service string) (_ *Store, err error) {
+func Open(dir, service string) (*Store, error) { return OpenLocked(dir, service, nil) }
+
+// OpenLocked is Open with a duplicate of the lock that another process holds, and is about to leave to us; it is the Store's from then on.
+func OpenLocked(dir, service string, lock *os.File) (_ *Store, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, fmt.Errorf("open the service's folder: %w", err)
 	}
@@ -54,7 +57,7 @@ func Open(dir, service string) (_ *Store, err error) {
 	s := &Store{
 		dir: dir, service: service, root: root,
 		building: make(turn, 1), planning: make(turn, 1),
-		rotten: map[string]bool{},
+		rotten: map[string]bool{}, lock: lock,
 	}
 	if err := s.prepare(); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -117,6 +120,9 @@ func Lock(path string) (*os.File, error) {
 
 // takeLock leaves the lock to the end of the process: the kernel drops it however that comes about.
 func (s *Store) takeLock() error {
+	if s.lock != nil {
+		return nil
+	}
 	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", s.path(lockFile), err)
@@ -157,6 +163,21 @@ func (s *Store) Close() error {
 		err = s.lock.Close()
 	}
 	return errors.Join(err, s.root.Close())
+}
+
+// LockFile is the lock, for a process that goes on with the folder.
+func (s *Store) LockFile() *os.File { return s.lock }
+
+// Freeze waits until nothing changes releases and uploads, and lets nothing until release is called.
+func (s *Store) Freeze(ctx context.Context) (release func(), err error) {
+	if err := s.building.take(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.planning.take(ctx); err != nil {
+		s.building.give()
+		return nil, err
+	}
+	return func() { s.planning.give(); s.building.give() }, nil
 }
 
 // Dir is the root's absolute path.

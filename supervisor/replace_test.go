@@ -1,0 +1,160 @@
+package supervisor
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// follows waits until another process than pid commands, and returns its pid.
+func (r *crashRig) follows(pid int) int {
+	r.t.Helper()
+	for limit := time.Now().Add(30 * time.Second); time.Now().Before(limit); <-time.After(5 * time.Millisecond) {
+		if st, err := r.client.Status(r.ctx()); err == nil && st.Daemon.PID != pid {
+			return st.Daemon.PID
+		}
+	}
+	r.t.Fatal("no other supervisor takes over")
+	return 0
+}
+
+func TestReplace_UnderLoad_NobodyNotices(t *testing.T) {
+	r := newCrashRig(t, crashModes[0])
+	r.push("1")
+	l := startMoving(t, r.rig, 50, 50)
+	before := r.status()
+	pid := before.Daemon.PID
+	for range 5 {
+		if _, err := r.client.Replace(r.ctx(), "tester"); err != nil {
+			t.Fatal(err)
+		}
+		pid = r.follows(pid)
+	}
+	st := r.status()
+	if was, is := before.Generations[0], st.Generations[0]; is.Number != was.Number || is.PID != was.PID || len(st.Generations) != 1 {
+		t.Errorf("it was %+v, is %+v", was, st.Generations)
+	}
+	if a := st.Daemon.Adopted; len(a) != 1 || !strings.Contains(a[0], "generation 1 (1, serving), 1 listener") {
+		t.Errorf("it tells %q", a)
+	}
+	allMoved(t, r.push("2").Handoff, 50)
+	r.endAfterReplacing(pid)
+	if err := l.Stop(r.ctx()).Err(); err != nil && !strings.Contains(err.Error(), "refused") {
+		t.Error(err)
+	}
+}
+
+// endAfterReplacing ends a supervisor that is not our child, and waits for that.
+func (r *crashRig) endAfterReplacing(pid int) {
+	r.t.Helper()
+	<-r.ended
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	p.Kill()
+	for isAlive(pid) {
+		<-time.After(time.Millisecond)
+	}
+	r.boot() // the audit wants one that it can end in order
+}
+
+func TestReplace_BrokenSuccessor_NothingChanges(t *testing.T) {
+	for how, want := range map[string]string{"exits": "exit status 3", "crashes": "signal: killed", "newer": "newer hotdeployd", "damaged": "damaged"} {
+		t.Run(how, func(t *testing.T) {
+			r := newCrashRig(t, crashModes[0])
+			r.push("1")
+			l := startMoving(t, r.rig, 20, 20)
+			before := r.status()
+			undo := func() {}
+			switch how {
+			case "newer", "damaged":
+				state := filepath.Join(r.cfg.Root, "state/supervisor.json")
+				good, err := os.ReadFile(state)
+				if err != nil {
+					t.Fatal(err)
+				}
+				bad := []byte("{")
+				if how == "newer" {
+					bad = []byte(strings.Replace(string(good), `"format":1`, `"format":9`, 1))
+				}
+				undo = func() { os.WriteFile(state, good, 0o600) }
+				if err := os.WriteFile(state, bad, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			default:
+				name := filepath.Join(r.cfg.Root, "break")
+				undo = func() { os.Remove(name) }
+				if err := os.WriteFile(name, []byte(how), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 2 {
+				if _, err := r.client.Replace(r.ctx(), "tester"); err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("%v, want %q in it", err, want)
+				}
+			}
+			st := r.status()
+			if st.Daemon.PID != before.Daemon.PID || fmt.Sprint(st.Generations[0].PID) != fmt.Sprint(before.Generations[0].PID) {
+				t.Errorf("%+v", st)
+			}
+			undo()
+			r.push("2")
+			if err := l.Stop(r.ctx()).Err(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestReplace_SupervisorsDieInTheMiddle_ANextOneGoesOn(t *testing.T) {
+	for _, at := range []string{"replace", "proved", "main pid", "gone"} {
+		t.Run(at, func(t *testing.T) {
+			r := newCrashRig(t, crashModes[0])
+			r.push("1")
+			l := startMoving(t, r.rig, 20, 20)
+			r.kill()
+			r.spec.FailAt = at
+			r.boot()
+			old := r.status().Daemon.PID
+			r.client.Replace(r.ctx(), "tester") // it may not be there to answer
+			<-r.ended
+			r.client.Close()
+			r.spec.FailAt = ""
+			// Where the old one was killed after its word the new one serves; else that one has ended too, and systemd starts another.
+			if at == "gone" {
+				r.endAfterReplacing(r.follows(old))
+			} else {
+				r.bootWhenFree()
+			}
+			r.consistent("1")
+			r.push("2")
+			if err := l.Stop(r.ctx()).Err(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// bootWhenFree starts a daemon again and again, as systemd does, until the one before has left the folder.
+func (r *crashRig) bootWhenFree() {
+	r.t.Helper()
+	for limit := time.Now().Add(30 * time.Second); time.Now().Before(limit); {
+		done := r.spawn()
+		for {
+			if _, err := r.client.Status(r.ctx()); err == nil {
+				return
+			}
+			select {
+			case <-done:
+			case <-time.After(5 * time.Millisecond):
+				continue
+			}
+			break
+		}
+	}
+	r.t.Fatal("no daemon comes up")
+}
