@@ -12,7 +12,7 @@
 // keeps crashing. handoff.go moves live connections between ready and soak.
 //
 // A supervisor may be killed at any instruction: ledger.go writes down what runs, adopt.go goes on with what another one left, end.go
-// ends it if none comes.
+// ends it if none comes. replace.go makes way for a newer one.
 //
 // Read [Supervisor.Run] first, then upgrade.go.
 package supervisor

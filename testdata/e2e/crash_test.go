@@ -160,3 +160,41 @@ func TestRestart_ReloadReexec_UnderSystemd(t *testing.T) {
 		t.Errorf("clients were refused: %s", b)
 	}
 }
+
+// Twenty daemons in a row, each of which takes over from the one before.
+func TestReplaced_UnderSystemd_NobodyNotices(t *testing.T) {
+	s := newLiveService(t)
+	s.push("1").want(0)
+	l := s.load(load.Options{WebSockets: 100, NewConnsPerSecond: 50, Held: load.MayMove})
+	before := s.status()
+	pid := s.daemonPID()
+	for range 20 {
+		s.run("hotdeployd replace --service NAME")
+		s.awaitDaemon(pid)
+		if now := s.daemonPID(); now == pid {
+			t.Fatalf("the main process is %s, as before", now)
+		}
+		pid = s.daemonPID()
+	}
+	st := s.status()
+	if st.Generations[0].PID != before.Generations[0].PID || fmt.Sprint(st.Daemon.PID) != pid || len(st.Daemon.Adopted) != 1 {
+		t.Errorf("after twenty: main process %s, %+v", pid, st)
+	}
+	if restarts := s.run("systemctl show -P NRestarts NAME"); restarts != "0" {
+		t.Errorf("systemd restarted it %s times", restarts)
+	}
+	s.awaitDaemon(s.killDaemon()) // and the last one is as good as the first
+	s.push("2").want(0)
+	s.run("cp -p /usr/local/bin/hotdeployd /usr/local/bin/hotdeployd.good; printf '#!/bin/sh\nexit 7\n' >/usr/local/bin/broken; chmod 755 /usr/local/bin/broken; mv /usr/local/bin/broken /usr/local/bin/hotdeployd")
+	out := s.run("/usr/local/bin/hotdeployd.good replace --service NAME 2>&1 || true")
+	s.run("mv /usr/local/bin/hotdeployd.good /usr/local/bin/hotdeployd")
+	if !strings.Contains(out, "exit status 7") {
+		t.Errorf("a broken daemon: %s", out)
+	}
+	s.push("3").want(0)
+	t.Logf("%s", unnoticed(t, l))
+	s.run("systemctl stop NAME")
+	if left := s.processes(); left != "" {
+		t.Errorf("after the stop there is\n%s", left)
+	}
+}
