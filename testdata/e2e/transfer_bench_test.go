@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -206,7 +205,9 @@ func rebuiltProgram(t *testing.T) (was, is string) {
 	t.Helper()
 	dir := t.TempDir()
 	was, is = filepath.Join(dir, "was"), filepath.Join(dir, "is")
-	file := filepath.Join(runtime.GOROOT(), "src", "path", "path.go")
+	root, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
+	must(t, err)
+	file := filepath.Join(strings.TrimSpace(string(root)), "src", "path", "path.go")
 	text, err := os.ReadFile(file)
 	must(t, err)
 	changed := filepath.Join(dir, "path.go")
