@@ -91,10 +91,17 @@ func (s *Supervisor) handoff(u *upgrade, g *generation) (err error) {
 	u.gave = old
 	h, err := s.move(u.ctx, old, g, g)
 	s.do(func() { u.record.Handoff, u.text = h, movedText(h, old, g) })
-	if err == nil && u.ctx.Err() != nil {
-		err = context.Cause(u.ctx)
+	switch {
+	case err != nil:
+		return err
+	case u.ctx.Err() != nil:
+		return context.Cause(u.ctx)
+	case h.Error == control.SharedState:
+		e := api.ErrUnhealthy.With(fmt.Sprintf("what the connections of release %s share did not move to release %s", old.rel.Version, g.rel.Version))
+		e.Hint = fmt.Sprintf("see what it says of that: hotdeploy logs --release %s", g.rel.Version)
+		return e
 	}
-	return err
+	return nil
 }
 
 // letIn tells g to accept, if it has waited for what comes with the connections of another one, or would go on to.
@@ -109,13 +116,15 @@ func (s *Supervisor) letIn(g *generation) {
 
 // giving is in which mode the serving generation gives its connections away; "" if it does not.
 func (s *Supervisor) giving(u *upgrade) (mode string, err error) {
+	var old *generation
+	if s.do(func() { old = s.serving }); old == nil {
+		return "", nil
+	}
 	if err := s.moving.take(u.ctx); err != nil {
 		return "", err
 	}
 	defer s.moving.give()
-	var old *generation
-	s.do(func() { old = s.serving })
-	if old == nil || !old.moves() {
+	if !old.moves() {
 		return "", nil
 	}
 	return cmp.Or(old.line.hello.Mode, "rolling"), nil

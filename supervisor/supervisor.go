@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/bundle"
 	"github.com/hotdeploy/hotdeploy/internal/config"
 	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/internal/release"
@@ -323,7 +324,7 @@ func (s *Supervisor) emit(e api.Event) {
 }
 
 func daemonInfo(s *Supervisor) api.Daemon {
-	d := api.Daemon{Version: s.opt.Version, PID: os.Getpid(), Started: s.started, Systemd: s.notify.Enabled(),
+	d := api.Daemon{Version: s.opt.Version, PID: os.Getpid(), Started: s.started, Bundles: bundle.Format, Systemd: s.notify.Enabled(),
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Journal: s.opt.Journal}
 	if d.Systemd {
 		d.Unit = s.opt.Config.Service + ".service"

@@ -247,8 +247,18 @@ func TestRetire_EndsADrainingGeneration(t *testing.T) {
 	r.await(func(e api.Event) bool {
 		return e.Generation == first.Generation && strings.Contains(e.Text, "exited with status 0")
 	})
-	if report := l.Stop(r.ctx()); report.Closed != 20 {
-		t.Errorf("%d of 20 connections closed", report.Closed)
+	awaitClosed(t, r, l, 20)
+	l.Stop(r.ctx())
+}
+
+// awaitClosed waits until so many clients have noticed that their connections have ended.
+func awaitClosed(t *testing.T, r *rig, l *load.Load, n int) {
+	t.Helper()
+	for ctx := r.ctx(); l.Snapshot().Closed < n; {
+		if ctx.Err() != nil {
+			t.Fatalf("%d of %d connections closed", l.Snapshot().Closed, n)
+		}
+		time.Sleep(5 * time.Millisecond) // nothing tells
 	}
 }
 
@@ -262,6 +272,7 @@ func TestDrain_Policy_OldestGoesFirst(t *testing.T) {
 	}
 	r.awaitText("generation 1 (1) was retired")
 	r.await(func(e api.Event) bool { return e.Generation == 1 && strings.Contains(e.Text, "exited") })
+	awaitClosed(t, r, loads[0], 1)
 	for i, l := range loads {
 		report := l.Stop(r.ctx())
 		if closed := report.Closed > 0; closed != (i == 0) {

@@ -3,6 +3,7 @@ package upgrade
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -19,34 +20,47 @@ import (
 
 // replay is what an adopted connection needs until it runs.
 type replay struct {
-	record  *record
-	answer  []byte      // of this app, as far as it has come
-	verdict chan Reason // gets one value
-	opened  bool        // the socket is ours as soon as the app has answered
+	record *record
+	room   record // for the record, if it came with an OFFER
+	answer []byte // of this app, as far as it has come
+	opened bool   // the socket is ours as soon as the app has answered
+
+	by      *taker      // hears the verdict, under this number
+	number  uint32      //
+	verdict chan Reason // gets it too, if somebody waits there
+	judged  bool
 }
 
 // newAdopted makes a connection whose app is still to be told of it.
-func newAdopted(s socket, l *listener, r *record) *conn {
-	c := newConn(s, l)
+func newAdopted(c *conn, s socket, l *listener, p *replay) *conn {
+	r := p.record
+	c.sock, c.listener, c.codec = s, l, r.codec(l)
 	c.state, c.resumed = replaying, true
-	c.replay = &replay{record: r, verdict: make(chan Reason, 1)}
+	c.replay = p
 	c.tail = slices.Clip(r.unsent)
-	c.session = &session{version: r.stateVersion, state: r.state}
-	switch c.codec.(type) {
+	if r.stateVersion != 0 || len(r.state) > 0 {
+		c.session = &session{version: r.stateVersion, state: r.state}
+	}
+	c.in.add(r.opening)
+	c.in.approve(len(r.opening), len(r.opening) > 0)
+	return c
+}
+
+// codec follows the connection from where it is.
+func (r *record) codec(l *listener) codec {
+	k := l.protocol.codec()
+	switch k.(type) {
 	case *httpCodec:
 		if len(r.opening) > 0 {
-			c.codec = &wsCodec{shake: handshake{slices.Clone(r.opening), r.extensions, r.subprotocol}}
+			return &wsCodec{shake: handshake{r.opening, r.extensions, r.subprotocol}}
 		}
 	case *mqttCodec:
 		if len(r.opening) == 0 {
 			break // its CONNECT is still to come
 		}
-		c.codec = &mqttCodec{opening: slices.Clone(r.opening), answer: slices.Clone(r.answer), acked: true}
+		return &mqttCodec{opening: r.opening, answer: r.answer, acked: true}
 	}
-	s.SetDeadline(time.Time{}) // what the connection before this one may have left
-	c.in.add(r.opening)
-	c.in.approve(len(r.opening), len(r.opening) > 0)
-	return c
+	return k
 }
 
 // rehearseLocked is Read while the app is told the opening again.
@@ -68,13 +82,18 @@ func (c *conn) answerLocked(p []byte) (int, error) {
 		c.refuseLocked(ReasonRefused) // it speaks first, or complains of something
 		return len(p), nil
 	}
-	r.answer = append(r.answer, p...)
-	size, ok := c.judgeLocked(r.answer)
+	answer := p
+	if len(r.answer) > 0 {
+		answer = append(r.answer, p...)
+	}
+	size, ok := c.judgeLocked(answer)
 	switch {
-	case !ok || size == 0 && len(r.answer) > MaxOpening:
+	case !ok || size == 0 && len(answer) > MaxOpening:
 		c.refuseLocked(ReasonRefused)
 	case size > 0:
-		return len(p), c.acceptAnswerLocked(r.answer[size:])
+		return len(p), c.acceptAnswerLocked(answer[size:])
+	default:
+		r.answer = append(r.answer, p...)
 	}
 	return len(p), nil
 }
@@ -135,12 +154,32 @@ func (c *conn) acceptAnswerLocked(rest []byte) error {
 func (c *conn) acceptLocked() {
 	r := c.replay
 	c.state, r.answer = answered, nil
-	r.verdict <- ""
+	if r.by == nil || !r.by.barrier {
+		c.reportLocked("")
+	}
 	c.notifyLocked()
 	if r.opened {
 		c.enterLocked()
 	}
 }
+
+// reportLocked tells whoever has to know what the app said.
+func (c *conn) reportLocked(why Reason) {
+	r := c.replay
+	if r.judged {
+		return
+	}
+	r.judged = true
+	if r.verdict != nil {
+		r.verdict <- why
+	}
+	if r.by != nil {
+		r.by.judged(r.number, c, why)
+	}
+}
+
+// settledLocked: the app has accepted, and reads or will not. In barrier mode that is its verdict.
+func (c *conn) settledLocked() { c.reportLocked("") }
 
 // enterLocked: app and peer agree, the socket is ours.
 func (c *conn) enterLocked() {
@@ -158,8 +197,12 @@ func (c *conn) enterLocked() {
 		c.endLocked()
 		return
 	}
-	c.armLocked()
-	c.sock.SetWriteDeadline(c.writeBy.time())
+	if c.readBy != 0 || c.idle != nil {
+		c.armLocked()
+	}
+	if c.writeBy != 0 {
+		c.sock.SetWriteDeadline(c.writeBy.time())
+	}
 	c.notifyLocked()
 	c.flushLocked()
 }
@@ -180,7 +223,7 @@ func (c *conn) refuseLocked(why Reason) {
 		return
 	}
 	if c.state == replaying {
-		c.replay.verdict <- why
+		c.reportLocked(why)
 	}
 	c.state, c.replay = refused, nil
 	c.in = inbox{}
@@ -189,19 +232,20 @@ func (c *conn) refuseLocked(why Reason) {
 	c.sock.Close()
 }
 
-// verdict gets "" when the app has accepted, a reason when it has not.
+// verdict gets "" when the app has accepted, a reason when it has not. It gets it once.
 func (c *conn) verdict() <-chan Reason {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.replay == nil {
-		settled := make(chan Reason, 1)
-		if settled <- ""; c.state == refused {
-			<-settled
-			settled <- ReasonRefused
-		}
-		return settled
+	verdict := make(chan Reason, 1)
+	switch {
+	case c.state == replaying:
+		c.replay.verdict = verdict
+	case c.state == refused:
+		verdict <- ReasonRefused
+	default:
+		verdict <- ""
 	}
-	return c.replay.verdict
+	return verdict
 }
 
 // open makes the connection ours: the other side has confirmed or is dead. From here on, and not before, bytes flow.
@@ -223,23 +267,69 @@ func (c *conn) abandon() {
 	c.refuseLocked(ReasonRefused)
 }
 
+// arrival is all that an adopted connection is made of, in one piece.
+type arrival struct {
+	conn
+	socket fdSocket
+}
+
+// tcpEnd is an address with its bytes.
+type tcpEnd struct {
+	net.TCPAddr
+	ip [net.IPv6len]byte
+}
+
+func (e *tcpEnd) set(a netip.AddrPort) {
+	e.Port, e.Zone = int(a.Port()), a.Addr().Zone()
+	e.IP = e.ip[:copy(e.ip[:], a.Addr().AsSlice())]
+}
+
+// makeAdopted makes a connection of a record and its descriptor, which is ours from here on, also with an error.
+func (l *listener) makeAdopted(p *replay, fd int) (*conn, error) {
+	r := p.record
+	if r.listener != l.name || r.protocol != l.protocol.name {
+		unix.Close(fd)
+		return nil, fmt.Errorf("adopt a connection of listener %q (%s) at listener %q (%s)", r.listener, r.protocol, l.name, l.protocol.name)
+	}
+	a := &arrival{}
+	if err := a.socket.init(fd, r); err != nil {
+		return nil, err
+	}
+	return newAdopted(&a.conn, &a.socket, l, p), nil
+}
+
 // fdSocket is a connection made of a descriptor, in the cheapest way there is: a quarter of the price of net.FileConn.
 type fdSocket struct {
 	*os.File
-	local, remote net.Addr
+	local, remote tcpEnd
+	other         *[2]net.Addr // instead of these, if it is no TCP
 }
 
-// newFDSocket takes fd over: with an error it is closed.
-func newFDSocket(fd int) (*fdSocket, error) {
-	local, remote, err := addresses(fd)
-	if err == nil {
-		err = unix.SetNonblock(fd, true)
+// init takes fd over: with an error it is closed. The record may know the addresses.
+func (s *fdSocket) init(fd int, r *record) (err error) {
+	if r.local.IsValid() && r.remote.IsValid() {
+		s.local.set(r.local)
+		s.remote.set(r.remote)
+	} else {
+		s.other = &[2]net.Addr{}
+		s.other[0], s.other[1], err = addresses(fd)
 	}
 	if err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("adopt descriptor %d: %w", fd, err)
+		return fmt.Errorf("adopt descriptor %d: %w", fd, err)
 	}
-	return &fdSocket{os.NewFile(uintptr(fd), "adopted"), local, remote}, nil
+	s.File = os.NewFile(uintptr(fd), "adopted")
+	if s.File.SetDeadline(time.Time{}) == nil {
+		return nil
+	}
+	// The side before has left it blocking, so it is in no poller: that is decided when the file is made.
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	s.File.Close()
+	if err == nil {
+		err = unix.SetNonblock(dup, true)
+		s.File = os.NewFile(uintptr(dup), "adopted")
+	}
+	return err
 }
 
 func addresses(fd int) (local, remote net.Addr, err error) {
@@ -279,8 +369,19 @@ func zone(index uint32) string {
 	return fmt.Sprint(index)
 }
 
-func (s *fdSocket) LocalAddr() net.Addr  { return s.local }
-func (s *fdSocket) RemoteAddr() net.Addr { return s.remote }
+func (s *fdSocket) LocalAddr() net.Addr {
+	if s.other != nil {
+		return s.other[0]
+	}
+	return &s.local.TCPAddr
+}
+
+func (s *fdSocket) RemoteAddr() net.Addr {
+	if s.other != nil {
+		return s.other[1]
+	}
+	return &s.remote.TCPAddr
+}
 
 func (s *fdSocket) Read(p []byte) (int, error) {
 	n, err := s.File.Read(p)

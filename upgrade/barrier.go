@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	ctl "github.com/hotdeploy/hotdeploy/upgrade/control"
 )
 
 // This file is the giver in barrier mode: for apps whose connections know each other.
@@ -46,9 +48,8 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 		g.giveUp(list)
 		return
 	}
-	for _, c := range list {
-		g.begin(limited, c, false)
-	}
+	g.begin(list, false)
+	g.finish(limited)
 	if g.await(ctx, g.allJudgedLocked) != nil || g.why() != ReasonLate {
 		g.withdraw(g.why())
 	}
@@ -114,7 +115,7 @@ func (g *giver) shared() (tried, gone bool) {
 }
 
 func (g *giver) allJudgedLocked() bool {
-	return g.broken != "" || len(g.sealing) == 0 && g.unjudged == 0 && g.open == len(g.pending)
+	return g.broken != "" || len(g.sealing) == 0 && g.unjudged == 0 && g.open == g.pending.n
 }
 
 // giveUp keeps everything, now and later: without what they share connections are worth nothing over there.
@@ -137,7 +138,7 @@ func (g *giver) moved() int {
 }
 
 // ReasonFrozen is an app that could not let go of, or take up, what its connections share.
-const ReasonFrozen Reason = "shared state"
+const ReasonFrozen Reason = ctl.SharedState
 
 // freeze lets the app drain its queues, and carries its shared state over.
 func (g *giver) freeze(ctx context.Context) error {
@@ -188,11 +189,11 @@ func (g *giver) changeSides() {
 	g.mu.Lock()
 	var list []uint32
 	refused := map[*sealedConn]Reason{}
-	for n, s := range g.pending {
+	for n, s := range g.pending.all() {
 		if s.refused != "" {
 			refused[s] = s.refused
 			g.tally.refused++
-			delete(g.pending, n)
+			g.pending.remove(n)
 		} else {
 			list = append(list, n)
 		}
@@ -201,7 +202,7 @@ func (g *giver) changeSides() {
 	g.barrier = !change // what comes to rest later moves alone, to where the shared state is
 	g.mu.Unlock()
 	if change {
-		g.confirm(list, nil)
+		g.confirm(list, true)
 		g.mu.Lock()
 		g.sides = g.broken == ""
 		g.parked = time.Time{}

@@ -33,38 +33,37 @@ const (
 // conn is a connection that can move. It is a net.Conn for the app and has a second set of methods for whoever moves it
 // (begin, confirm, resume; verdict, open, abandon).
 //
-// Locks, in the order in which they are taken: reading, writing, mu. The first two are held while the socket blocks and make readers and
-// writers wait for each other; mu protects everything below it and is never held while anything blocks.
+// mu protects everything below it and is never held while anything blocks; inRead and writing make readers and writers wait for each other.
 type conn struct {
 	sock     socket
 	listener *listener
-	reading  sync.Mutex
-	writing  sync.Mutex
 
 	mu       sync.Mutex
 	state    state
-	inRead   bool // a Read is in the socket
-	inWrite  bool
-	waking   bool // the read deadline is ours, to wake it
+	writing  bool // a Write is under way, or who must not meet one
+	inWrite  bool // and in the socket
+	waking   bool // the read deadline is ours, to wake a Read
+	unarmed  bool // the read deadline is ours, and no Read is in the socket
 	stopping bool // the write deadline is ours
 	flushing bool // a goroutine writes the tail
 	parking  bool // Read shall wait between messages
 	parked   bool // and does
 	ending   bool // closed by the app, while bytes are still unsent
 
+	inRead  int32   // a Read is in the socket, with room for so many bytes (or more than wholeRead)
 	readBy  instant // as the app wants it
 	writeBy instant
 	changed chan struct{} // closed when something changed that somebody waits for
-	readErr error         // came after the bytes in the inbox
+	readErr *lateError
 	codec   codec
 	in      inbox
-	tail    []byte // written by the app, not taken by the kernel; goes first
+	wide    *wideReader // nil as long as messages fit into the library's buffer
+	tail    []byte      // written by the app, not taken by the kernel; goes first
 	replay  *replay
 	idle    *idle
 	offer   *offer
 	session *session
 	resumed bool
-	arrived bool // adopted, and its app has come to a Read after its answer
 }
 
 func newConn(sock socket, l *listener) *conn {
@@ -79,6 +78,9 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) { return c.sock.SyscallCon
 
 // NetConn returns the connection below, of which the same is true.
 func (c *conn) NetConn() net.Conn { return c.sock }
+
+// lateError is an error of the wire that came after bytes that are still in the inbox.
+type lateError struct{ error }
 
 // instant is a time.Time in a third of the room: nanoseconds since the process began, 0 for none.
 type instant int64
@@ -137,6 +139,7 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 	}
 	c.readBy = instantOf(t)
 	if c.state == running && !c.waking && !c.parked {
+		c.unarmed = false
 		return c.armLocked()
 	}
 	c.notifyLocked()
@@ -203,6 +206,7 @@ func (c *conn) Close() error {
 		return nil
 	case answered:
 		c.ending = true // it is not ours to close yet
+		c.settledLocked()
 		c.notifyLocked()
 		return nil
 	case closed:
@@ -217,10 +221,10 @@ func (c *conn) Close() error {
 
 // CloseWrite ends the writing half, as servers do that want the client to read an error to its end.
 func (c *conn) CloseWrite() error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.beginWriteLocked()
+	defer c.endWriteLocked()
 	s, ok := c.sock.(interface{ CloseWrite() error })
 	if c.state != running || !ok {
 		return c.deadErrorLocked("close")

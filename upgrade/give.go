@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -16,8 +17,14 @@ import (
 // This file is the giver of PROTOCOL.md: it carries sealed connections to the other process. It owns each of them from seal to confirm or
 // resume; claim is what makes sure that each gets exactly one of the two.
 
-// atOnce is how many connections pause at a time in rolling mode. It is what the longest pause depends on.
-const atOnce = 64
+// How many connections pause at a time in rolling mode: few enough that the longest pause stays short, whatever the machine and the apps make of
+// it, and enough to keep both processes busy.
+const (
+	atOnceLeast = 16
+	atOnceFirst = 48
+	atOnceMost  = 256
+	pauseGoal   = 8 * time.Millisecond
+)
 
 // endTime is how long the end of a channel is waited for.
 const endTime = time.Second
@@ -37,14 +44,16 @@ const (
 // sealedConn is a connection between seal and confirm or resume.
 type sealedConn struct {
 	c        *conn
-	o        *offer
-	r        *record
-	slot     bool // counts among atOnce
-	receipt  bool // barrier: accepted, waits for the others
+	o        offer
+	r        *record // when it is packed
+	slot     bool    // counts among atOnce
+	receipt  bool    // barrier: accepted, waits for the others
 	refused  Reason
 	judged   bool
 	begun    time.Time
 	offered  time.Time
+	failed   bool // its state could not be saved
+	counted  bool // among those that stay
 	stranded bool // a frame about it could not be written whole: only the end of file decides
 }
 
@@ -60,6 +69,9 @@ type giver struct {
 	read   chan struct{} // closed when the reader has ended
 	sent   chan struct{} // closed when the sender has ended
 	thawed chan string
+	inbox  batcher[*sealedConn]
+	sealed []*sealedConn // packed and not offered; the sender's
+	buf    []byte        // for an OFFER; the sender's
 
 	mu       sync.Mutex // protects what follows; taken before a conn's
 	frozen   bool       // it was tried
@@ -67,15 +79,14 @@ type giver struct {
 	parked   time.Time  // since when all of them pause
 	changed  chan struct{}
 	tried    map[*conn]bool
-	sealing  map[*sealedConn]bool // begun, not sealed
-	sealed   []*sealedConn        // and not offered
-	stopped  bool                 // nobody offers them any more
-	pending  map[uint32]*sealedConn
+	sealing  map[*sealedConn]bool // begun, and neither sealed nor staying, as far as the sender knows
+	pending  numbered
 	open     int // begun and neither moved nor back
 	pausing  int // of them in a slot
+	atOnce   int // how many may be
 	unjudged int
-	next     uint32
 	broken   Reason // why nothing more is offered
+	off      bool   // it was called off
 	hangs    bool
 	barrier  bool // nobody changes sides before all do; after that, late ones move one by one
 	tally    tally
@@ -101,7 +112,8 @@ func newGiver(ch *channel, own hello, opt Options, by time.Time) (*giver, error)
 	}
 	g := &giver{ch: ch, own: own, peer: peer, hooks: opt, barrier: own.Mode == string(Barrier) || peer.Mode == string(Barrier),
 		read: make(chan struct{}), sent: make(chan struct{}), thawed: make(chan string, 1),
-		tried: map[*conn]bool{}, sealing: map[*sealedConn]bool{}, pending: map[uint32]*sealedConn{}, tally: tally{kept: map[Reason]int{}}}
+		tried: map[*conn]bool{}, sealing: map[*sealedConn]bool{}, atOnce: atOnceFirst, tally: tally{kept: map[Reason]int{}}}
+	g.inbox.init()
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	go g.receive()
 	go g.transmit()
@@ -119,6 +131,7 @@ func (g *giver) all(ctx context.Context, ls []*listener) {
 	}
 	settled := func() bool { return g.open == 0 }
 	if g.await(ctx, settled) != nil {
+		g.recall(ctx)
 		g.withdraw(ReasonLate)
 		brief, cancel := context.WithTimeout(context.WithoutCancel(ctx), backTime)
 		defer cancel()
@@ -136,19 +149,50 @@ func (g *giver) rolling(ctx context.Context, ls []*listener) {
 		if len(list) == 0 {
 			return
 		}
-		limited, cancel := context.WithCancel(ctx)
-		for _, c := range list {
-			if g.slot(ctx) != nil {
-				g.count(ReasonLate)
-				continue
+		for len(list) > 0 {
+			n := g.slots(ctx, len(list))
+			if n == 0 {
+				g.count(ReasonLate, len(list))
+				break
 			}
-			g.begin(limited, c, true)
+			g.begin(list[:n], true)
+			list = list[n:]
 		}
-		patience := time.AfterFunc(g.hooks.Patience, cancel) // from the last one on
-		g.await(ctx, func() bool { return len(g.sealing) == 0 })
-		patience.Stop()
+		limited, cancel := context.WithTimeout(ctx, g.hooks.Patience) // from the last one on
+		g.finish(limited)
 		cancel()
 	}
+}
+
+// finish waits for the busy ones, and lets them be when ctx ends.
+func (g *giver) finish(ctx context.Context) {
+	if g.await(ctx, func() bool { return len(g.sealing) == 0 }) != nil {
+		g.recall(ctx)
+	}
+}
+
+// recall ends the attempts whose connections are not sealed, since ctx has ended.
+func (g *giver) recall(ctx context.Context) {
+	g.mu.Lock()
+	g.off = context.Cause(ctx) == errCalledOff
+	list := make([]*sealedConn, 0, len(g.sealing))
+	for s := range g.sealing {
+		list = append(list, s)
+	}
+	g.mu.Unlock()
+	for _, s := range list {
+		s.o.withdraw()
+	}
+	brief, cancel := context.WithTimeout(g.ctx, backTime)
+	defer cancel()
+	g.await(brief, func() bool { return len(g.sealing) == 0 })
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for s := range g.sealing { // the app is still saving their states: they go on here when it is done
+		g.keptLocked(s, ReasonState)
+	}
+	clear(g.sealing)
+	g.notifyLocked()
 }
 
 // untried returns connections that were not tried, and may be.
@@ -163,7 +207,7 @@ func (g *giver) untried(ls []*listener) (list []*conn) {
 				continue
 			}
 			if why := g.keeps(c); why != "" {
-				g.count(why)
+				g.count(why, 1)
 				continue
 			}
 			list = append(list, c)
@@ -203,27 +247,29 @@ func (c *conn) stateVersion() uint32 {
 	}
 }
 
-// slot waits until another connection may pause. Those that are not told yet, because they are busy, do not count.
-func (g *giver) slot(ctx context.Context) error {
+// slots waits until some more connections may pause, and returns how many of n; none: the time is over. Those that are not told yet, because they are
+// busy, do not count.
+func (g *giver) slots(ctx context.Context, n int) int {
+	tick := time.NewTimer(busyCheck)
+	defer tick.Stop()
 	for {
 		g.mu.Lock()
-		if g.pausing < atOnce {
-			g.pausing++
+		some := min(n, g.atOnce/4) // at a time: each of them alone would wake everybody
+		if free := min(n, g.atOnce-g.pausing); free >= some {
+			g.pausing += free
 			g.mu.Unlock()
-			return nil
+			return free
 		}
 		changed := g.changesLocked()
 		g.mu.Unlock()
-		timer := time.NewTimer(busyCheck)
 		select {
 		case <-changed:
-		case <-timer.C:
+		case <-tick.C:
+			tick.Reset(busyCheck)
 			g.freeBusy()
 		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
+			return 0
 		}
-		timer.Stop()
 	}
 }
 
@@ -265,52 +311,55 @@ const wholeRead = 4096
 // lateTime is after how long an app that has not come to a Read is not about to.
 const lateTime = 50 * time.Millisecond
 
-// begin wakes c's app and offers the connection when it has let go.
-func (g *giver) begin(ctx context.Context, c *conn, slot bool) {
-	s := &sealedConn{c: c, slot: slot, begun: time.Now()}
+// begin wakes the apps of some connections. Each is offered when its app has let go of it.
+func (g *giver) begin(list []*conn, slot bool) {
+	batch := make([]sealedConn, len(list))
+	now := time.Now()
 	g.mu.Lock()
-	g.open++
-	g.sealing[s] = true
-	g.mu.Unlock()
-	s.o = c.begin()
-	go g.seal(ctx, s)
-}
-
-func (g *giver) seal(ctx context.Context, s *sealedConn) {
-	r, why := s.o.seal(ctx)
-	g.mu.Lock()
-	delete(g.sealing, s)
-	switch why {
-	case ReasonStuck, ReasonBusy, ReasonUnsettled: // perhaps it was given no time, since there is nobody to give it to any more
-		if context.Cause(ctx) == errCalledOff {
-			why = ReasonLate
-		} else if g.broken != "" {
-			why = g.broken
-		}
+	for i, c := range list {
+		s := &batch[i]
+		s.c, s.slot, s.begun = c, slot, now
+		s.o = offer{conn: c, giver: g, sealed: s}
+		g.sealing[s] = true
 	}
-	if why != "" {
-		g.freeLocked(s)
-		g.open--
-		g.tally.kept[why]++
-	}
-	g.notifyLocked()
+	g.open += len(list)
 	g.mu.Unlock()
-	if why == "" {
-		s.r = r
-		failpoint("give.sealed")
-		g.enqueue(s)
+	g.inbox.expect(len(list))
+	for i, c := range list {
+		c.beginWith(&batch[i].o)
 	}
 }
 
-func (g *giver) enqueue(s *sealedConn) {
-	g.mu.Lock()
-	stopped := g.stopped
-	if !stopped {
-		g.sealed = append(g.sealed, s)
-		g.notifyLocked()
+// settled is called by a connection, with its lock held, when it is sealed or stays.
+func (g *giver) settled(s *sealedConn) {
+	if s.o.why == "" && s.c.session != nil && s.c.session.save != nil {
+		go g.pack(s) // what the app does there may take its time
+		return
 	}
-	g.mu.Unlock()
-	if stopped {
+	g.hand(s)
+}
+
+// pack lets the app save the state of a connection.
+func (g *giver) pack(s *sealedConn) {
+	r, err := s.c.pack()
+	if s.r = r; err != nil {
+		g.hooks.Log("handoff: %v", err)
+		s.failed = true
+	}
+	failpoint("give.sealed")
+	g.hand(s)
+}
+
+// hand passes a connection to the sender.
+func (g *giver) hand(s *sealedConn) {
+	if !g.inbox.add(s) {
+		go g.takeUp([]*sealedConn{s})
+	}
+}
+
+// takeUp is for those that come too late to be offered.
+func (g *giver) takeUp(list []*sealedConn) {
+	for _, s := range g.sort(list) {
 		g.back(s, g.why())
 	}
 }
@@ -318,16 +367,68 @@ func (g *giver) enqueue(s *sealedConn) {
 // transmit sends what is sealed, as much at a time as there is. It ends with the giver.
 func (g *giver) transmit() {
 	defer close(g.sent)
-	for g.await(g.ctx, func() bool { return len(g.sealed) > 0 }) == nil {
-		g.offer(g.batch())
+	var list []*sealedConn
+	for {
+		if list = g.inbox.next(g.ctx, list); list == nil {
+			g.takeUp(g.inbox.end())
+			return
+		}
+		for g.sealed = g.sort(list); len(g.sealed) > 0; {
+			g.offer(g.batch())
+		}
 	}
+}
+
+// sort returns what can be offered.
+func (g *giver) sort(list []*sealedConn) (ready []*sealedConn) {
 	g.mu.Lock()
-	rest := g.sealed
-	g.sealed, g.stopped = nil, true
-	g.mu.Unlock()
-	for _, s := range rest {
-		g.back(s, g.why())
+	for _, s := range list {
+		delete(g.sealing, s)
+		if s.o.why != "" {
+			g.keptLocked(s, g.trueLocked(s.o.why))
+		}
 	}
+	g.notifyLocked()
+	g.mu.Unlock()
+	for _, s := range list {
+		switch {
+		case s.o.why != "":
+		case s.failed:
+			g.back(s, ReasonState)
+		case s.r == nil:
+			s.r, _ = s.c.pack()
+			failpoint("give.sealed")
+			fallthrough
+		default:
+			ready = append(ready, s)
+		}
+	}
+	return ready
+}
+
+// trueLocked is why a connection stays: perhaps it was given no time, since there is nobody to give it to any more.
+func (g *giver) trueLocked(why Reason) Reason {
+	switch why {
+	case ReasonStuck, ReasonBusy, ReasonUnsettled:
+		if g.off {
+			return ReasonLate
+		}
+		if g.broken != "" {
+			return g.broken
+		}
+	}
+	return why
+}
+
+// keptLocked counts one that stays.
+func (g *giver) keptLocked(s *sealedConn, why Reason) {
+	if s.counted {
+		return
+	}
+	s.counted = true
+	g.tally.kept[why]++
+	g.freeLocked(s)
+	g.open--
 }
 
 // hungTime is after how long without a verdict the other process must be hanging: it refuses by itself what takes longer than verdictTime.
@@ -353,8 +454,8 @@ func (g *giver) watch() {
 func (g *giver) overdue(before time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, s := range g.pending {
-		if !s.judged && s.offered.Before(before) {
+	for _, s := range g.pending.list {
+		if s != nil && !s.judged && s.offered.Before(before) {
 			g.hangs = true
 			return true
 		}
@@ -371,16 +472,16 @@ func (g *giver) why() Reason {
 	return g.broken
 }
 
-// batch takes what is sealed by now.
+// batch takes some of what is sealed by now.
 func (g *giver) batch() []*sealedConn {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	n := 0
 	for size := 0; n < len(g.sealed) && n < maxBatch && size < batchBytes; n++ {
 		size += g.sealed[n].r.size()
 	}
-	batch := slices.Clone(g.sealed[:n])
-	g.sealed = slices.Delete(g.sealed, 0, n)
+	batch := g.sealed[:n]
+	if g.sealed = g.sealed[n:]; len(g.sealed) == 0 {
+		g.sealed = nil
+	}
 	return batch
 }
 
@@ -411,11 +512,14 @@ func (g *giver) offer(batch []*sealedConn) {
 
 // number waits for room and makes the frame. false: nothing more is offered.
 func (g *giver) number(batch []*sealedConn) (frame, bool) {
-	f := frame{kind: frameOffer, count: len(batch)}
+	f := frame{kind: frameOffer, count: len(batch), payload: g.buf[:0]}
 	for _, s := range batch {
 		at := len(f.payload)
 		f.payload = s.r.append(append(f.payload, 0, 0, 0, 0))
 		binary.BigEndian.PutUint32(f.payload[at:], uint32(len(f.payload)-at-4))
+	}
+	if g.buf = f.payload; cap(g.buf) > keepBuffer {
+		g.buf = nil
 	}
 	g.await(g.ctx, func() bool { return g.broken != "" || g.unjudged+len(batch) <= maxUnjudged })
 	g.mu.Lock()
@@ -423,12 +527,11 @@ func (g *giver) number(batch []*sealedConn) (frame, bool) {
 	if g.broken != "" || g.ctx.Err() != nil {
 		return f, false
 	}
-	f.first = g.next
+	f.first = g.pending.next()
 	now := time.Now()
 	for _, s := range batch {
 		s.offered = now
-		g.pending[g.next] = s
-		g.next++
+		g.pending.add(s)
 	}
 	g.unjudged += len(batch)
 	return f, true
@@ -457,7 +560,7 @@ func (g *giver) fail(err error, first uint32, count int) {
 		g.hangs = true
 	}
 	for n := first; n < first+uint32(count); n++ {
-		if s := g.pending[n]; s != nil {
+		if s := g.pending.get(n); s != nil {
 			s.stranded = true
 		}
 	}
@@ -519,7 +622,7 @@ func (g *giver) receipt(list []uint32) {
 	failpoint("give.receipt")
 	g.mu.Lock()
 	for _, n := range list {
-		if s := g.pending[n]; s != nil && !s.judged {
+		if s := g.pending.get(n); s != nil && !s.judged {
 			g.judgedLocked(s)
 			s.receipt = true
 		}
@@ -528,7 +631,7 @@ func (g *giver) receipt(list []uint32) {
 	g.notifyLocked()
 	g.mu.Unlock()
 	if !barrier {
-		g.confirm(list, appendNumbers(nil, list))
+		g.confirm(list, false)
 	}
 }
 
@@ -539,63 +642,88 @@ func (g *giver) judgedLocked(s *sealedConn) {
 	}
 }
 
-// claim takes connections out of pending: whoever has claimed one decides about it, and nobody else does.
-func (g *giver) claim(list []uint32) map[uint32]*sealedConn {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	claimed := make(map[uint32]*sealedConn, len(list))
-	for _, n := range list {
-		if s := g.pending[n]; s != nil && s.receipt && !s.stranded {
-			claimed[n] = s
-			delete(g.pending, n)
-		}
-	}
-	return claimed
+// claimed are connections that were taken out of pending: whoever has claimed one decides about it, and nobody else does.
+type claimed struct {
+	numbers []uint32
+	conns   []*sealedConn
 }
 
-// confirm gives away. The descriptors are closed when the frame is written whole, and not before.
-func (g *giver) confirm(list []uint32, payload []byte) {
-	claimed := g.claim(list)
-	if len(claimed) == 0 && payload != nil {
+func (k *claimed) add(n uint32, s *sealedConn) {
+	k.numbers, k.conns = append(k.numbers, n), append(k.conns, s)
+}
+
+func (g *giver) claim(list []uint32) (k claimed) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, n := range list {
+		if s := g.pending.get(n); s != nil && s.receipt && !s.stranded {
+			g.pending.remove(n)
+			k.add(n, s)
+		}
+	}
+	return k
+}
+
+// confirm gives away; all: they are all that there are. The descriptors are closed when the frame is written whole, and not before.
+func (g *giver) confirm(list []uint32, all bool) {
+	k := g.claim(list)
+	if len(k.conns) == 0 && !all {
 		return
 	}
 	failpoint("give.confirm")
-	if payload != nil && len(claimed) < len(list) {
-		payload = nil
-		for n := range claimed {
-			payload = binary.BigEndian.AppendUint32(payload, n)
-		}
+	var payload []byte
+	if !all {
+		payload = appendNumbers(nil, k.numbers)
 	}
 	if err := g.ch.send(frameConfirm, payload); err != nil {
-		g.strand(claimed, err)
+		g.strand(k, err)
 		return
 	}
 	failpoint("give.confirmed")
 	now := time.Now()
-	for _, s := range claimed {
+	longest := time.Duration(0)
+	g.mu.Lock()
+	for _, s := range k.conns {
+		longest = max(longest, now.Sub(s.o.told))
+		g.freeLocked(s)
+	}
+	if !g.parked.IsZero() {
+		longest = now.Sub(g.parked)
+	}
+	g.tally.longest = max(g.tally.longest, longest)
+	g.paceLocked(longest)
+	g.tally.moved += len(k.conns)
+	g.notifyLocked()
+	g.mu.Unlock()
+	go g.letGo(k.conns) // nobody waits for that, but the next receipts for us
+}
+
+// paceLocked learns from the longest pause of some connections.
+func (g *giver) paceLocked(longest time.Duration) {
+	if longest > pauseGoal {
+		g.atOnce = max(g.atOnce*7/8, atOnceLeast)
+	} else if longest < pauseGoal/2 {
+		g.atOnce = min(g.atOnce+4, atOnceMost)
+	}
+}
+
+// letGo closes our descriptors.
+func (g *giver) letGo(list []*sealedConn) {
+	for _, s := range list {
 		s.c.confirm()
 	}
 	g.mu.Lock()
-	for _, s := range claimed {
-		g.tally.moved++
-		since := s.o.told
-		if !g.parked.IsZero() {
-			since = g.parked
-		}
-		g.tally.longest = max(g.tally.longest, now.Sub(since))
-		g.freeLocked(s)
-		g.open--
-	}
+	g.open -= len(list)
 	g.notifyLocked()
 	g.mu.Unlock()
 }
 
 // strand puts claimed connections back: a frame about them was not written whole.
-func (g *giver) strand(claimed map[uint32]*sealedConn, err error) {
+func (g *giver) strand(k claimed, err error) {
 	g.mu.Lock()
-	for n, s := range claimed {
+	for i, s := range k.conns {
 		s.stranded = true
-		g.pending[n] = s
+		g.pending.put(k.numbers[i], s)
 	}
 	g.mu.Unlock()
 	g.fail(err, 0, 0)
@@ -604,13 +732,13 @@ func (g *giver) strand(claimed map[uint32]*sealedConn, err error) {
 // refused takes back what the other app does not have.
 func (g *giver) refused(n uint32, why Reason) {
 	g.mu.Lock()
-	s := g.pending[n]
+	s := g.pending.get(n)
 	if s != nil {
 		g.judgedLocked(s)
 		if g.barrier { // not before the others have changed sides
 			s.refused, s = why, nil
 		} else {
-			delete(g.pending, n)
+			g.pending.remove(n)
 			g.tally.refused++
 		}
 	}
@@ -629,9 +757,9 @@ func (g *giver) takeBack(f frame, why Reason) {
 		g.broken = why
 	}
 	for n := f.first; n < f.first+uint32(min(f.count, maxBatch)); n++ {
-		if s := g.pending[n]; s != nil && !s.judged {
+		if s := g.pending.get(n); s != nil && !s.judged {
 			g.judgedLocked(s)
-			delete(g.pending, n)
+			g.pending.remove(n)
 			list = append(list, s)
 		}
 	}
@@ -650,9 +778,7 @@ func (g *giver) back(s *sealedConn, why Reason) {
 	if next != nil {
 		g.tried[next] = true
 	}
-	g.tally.kept[why]++
-	g.freeLocked(s)
-	g.open--
+	g.keptLocked(s, why)
 	g.notifyLocked()
 }
 
@@ -663,35 +789,31 @@ func (g *giver) withdraw(why Reason) {
 	if g.broken == "" {
 		g.broken = why
 	}
-	claimed := map[uint32]*sealedConn{}
+	var k claimed
 	stranded := 0
-	for n, s := range g.pending {
+	for n, s := range g.pending.all() {
 		if s.stranded {
 			stranded++
 			continue
 		}
 		g.judgedLocked(s)
-		claimed[n] = s
-		delete(g.pending, n)
+		g.pending.remove(n)
+		k.add(n, s)
 	}
 	g.notifyLocked()
 	g.mu.Unlock()
 	if stranded > 0 { // a frame is half written: nothing more can be said
-		g.strand(claimed, nil)
+		g.strand(k, nil)
 		return
 	}
-	var payload []byte
-	for n := range claimed {
-		payload = binary.BigEndian.AppendUint32(payload, n)
-	}
-	if len(claimed) == 0 {
+	if len(k.conns) == 0 {
 		return
 	}
-	if err := g.ch.send(frameWithdraw, payload); err != nil {
-		g.strand(claimed, err)
+	if err := g.ch.send(frameWithdraw, appendNumbers(nil, k.numbers)); err != nil {
+		g.strand(k, err)
 		return
 	}
-	for _, s := range claimed {
+	for _, s := range k.conns {
 		if s.refused != "" {
 			g.back(s, s.refused)
 		} else {
@@ -707,10 +829,10 @@ func (g *giver) lost() {
 	if g.broken == "" {
 		g.broken = ReasonPeer
 	}
-	for n, s := range g.pending {
+	for n, s := range g.pending.all() {
 		g.judgedLocked(s)
 		list = append(list, s)
-		delete(g.pending, n)
+		g.pending.remove(n)
 	}
 	g.notifyLocked()
 	g.mu.Unlock()
@@ -722,12 +844,13 @@ func (g *giver) lost() {
 
 // end takes back what is open and ends the channel, if the other side still reads. It returns when every connection is settled, or the taker hangs.
 func (g *giver) end() {
+	g.recall(g.ctx)
 	g.withdraw(ReasonLate)
 	g.cancel()
 	<-g.sent
 	g.withdraw(ReasonLate)
 	g.mu.Lock()
-	stuck := len(g.pending) > 0
+	stuck := g.pending.n > 0
 	g.mu.Unlock()
 	if !stuck {
 		g.ch.send(frameEnd, nil)
@@ -741,19 +864,21 @@ func (g *giver) end() {
 
 // linger goes on giving without a limit in time: what was busy may come to rest. It ends with the giver.
 func (g *giver) linger(ls []*listener) {
+	var list []*conn
 	for _, l := range ls {
 		for _, c := range l.conns() {
 			if g.keeps(c) == "" {
-				g.begin(g.ctx, c, false)
+				list = append(list, c)
 			}
 		}
 	}
+	g.begin(list, false)
 }
 
-func (g *giver) count(why Reason) {
+func (g *giver) count(why Reason, n int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.tally.kept[why]++
+	g.tally.kept[why] += n
 }
 
 // alive says that more can be given. After a barrier that came to nothing it cannot: the shared state is here.
@@ -792,5 +917,58 @@ func (g *giver) notifyLocked() {
 	if g.changed != nil {
 		close(g.changed)
 		g.changed = nil
+	}
+}
+
+// numbered are connections by their numbers, which grow by one and are settled in about that order.
+type numbered struct {
+	base uint32 // number of the first in the list
+	list []*sealedConn
+	n    int // of them are there
+}
+
+func (q *numbered) next() uint32 { return q.base + uint32(len(q.list)) }
+
+func (q *numbered) add(s *sealedConn) {
+	q.list = append(q.list, s)
+	q.n++
+}
+
+func (q *numbered) get(n uint32) *sealedConn {
+	if i := n - q.base; i < uint32(len(q.list)) {
+		return q.list[i]
+	}
+	return nil
+}
+
+// put puts one back.
+func (q *numbered) put(n uint32, s *sealedConn) {
+	if n-q.base >= uint32(len(q.list)) { // the list began there once
+		q.list = append(make([]*sealedConn, q.base-n), q.list...)
+		q.base = n
+	}
+	q.list[n-q.base] = s
+	q.n++
+}
+
+func (q *numbered) remove(n uint32) {
+	q.list[n-q.base] = nil
+	q.n--
+	first := 0
+	for first < len(q.list) && q.list[first] == nil {
+		first++
+	}
+	q.list, q.base = q.list[first:], q.base+uint32(first)
+}
+
+// all goes through a snapshot.
+func (q *numbered) all() iter.Seq2[uint32, *sealedConn] {
+	base, list := q.base, q.list
+	return func(yield func(uint32, *sealedConn) bool) {
+		for i, s := range list {
+			if s != nil && !yield(base+uint32(i), s) {
+				return
+			}
+		}
 	}
 }

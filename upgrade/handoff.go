@@ -3,6 +3,8 @@ package upgrade
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/netip"
 	"time"
 )
 
@@ -18,9 +20,13 @@ import (
 // offer is one attempt to give a connection away.
 type offer struct {
 	conn *conn
-	done chan struct{} // closed when it is sealed, or stays
-	told time.Time     // when the app was: the client's pause began
+	told time.Time // when the app was: the client's pause began
 	why  Reason
+
+	// Who hears that it is sealed or stays: either whoever waits, or a giver.
+	done   chan struct{}
+	giver  *giver
+	sealed *sealedConn
 }
 
 // begin wakes the app's Read, which returns ErrHandoff as soon as the connection may move. It does not block. A connection that has just
@@ -28,35 +34,60 @@ type offer struct {
 func (c *conn) begin() *offer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.offer != nil {
+	if c.offer != nil && c.offer.done != nil {
 		return c.offer
 	}
 	o := &offer{conn: c, done: make(chan struct{})}
+	c.beginLocked(o)
+	return o
+}
+
+// beginWith is begin for a giver.
+func (c *conn) beginWith(o *offer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.beginLocked(o)
+}
+
+func (c *conn) beginLocked(o *offer) {
+	if c.offer != nil { // somebody else is at it
+		o.endLocked(ReasonUnsettled)
+		return
+	}
 	c.offer = o
 	switch c.state {
 	case running:
 		if why := c.codec.stays(); why != "" {
 			c.stayLocked(why)
-			return o
+			return
 		}
 		if len(c.tail) > MaxUnsent { // its app would not get another word in, and never come to an end
 			c.stayLocked(ReasonUnsent)
-			return o
+			return
 		}
 		c.pokeLocked()
 		c.interruptLocked()
 	case sealed, gone, refused, closed:
 		c.stayLocked(ReasonClosed)
 	}
-	return o
+}
+
+// endLocked tells that the attempt has come to its end, with the connection's lock held.
+func (o *offer) endLocked(why Reason) {
+	o.why = why
+	if o.done != nil {
+		close(o.done)
+	}
+	if o.giver != nil {
+		o.giver.settled(o.sealed)
+	}
 }
 
 // stayLocked ends the attempt under way, if there is one.
 func (c *conn) stayLocked(why Reason) {
 	if o := c.offer; o != nil {
 		c.offer = nil
-		o.why = why
-		close(o.done)
+		o.endLocked(why)
 		c.notifyLocked()
 		c.flushLocked()
 	}
@@ -111,7 +142,7 @@ func (c *conn) sealLocked() {
 	c.state = sealed
 	c.notifyLocked()
 	if c.offer != nil {
-		close(c.offer.done)
+		c.offer.endLocked("")
 		return
 	}
 	go c.resumeLate()
@@ -120,12 +151,13 @@ func (c *conn) sealLocked() {
 // pack makes the record of a sealed connection. The state comes from the app, whose handler has returned. With an error the
 // record is without it.
 func (c *conn) pack() (*record, error) {
-	c.writing.Lock() // a Write that had begun before the seal is over
-	defer c.writing.Unlock()
 	c.mu.Lock()
+	c.beginWriteLocked() // one that had begun before the seal is over
+	c.endWriteLocked()
 	r := &record{
 		listener: c.listener.name, protocol: c.listener.protocol.name,
 		opening: c.opening(), kept: append([]byte(nil), c.in.kept()...), unsent: c.tail,
+		local: addrPort(c.sock.LocalAddr()), remote: addrPort(c.sock.RemoteAddr()),
 	}
 	switch k := c.codec.(type) {
 	case *wsCodec:
@@ -140,6 +172,13 @@ func (c *conn) pack() (*record, error) {
 	s := c.session
 	c.mu.Unlock()
 	return r, r.addState(s)
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok && t != nil {
+		return t.AddrPort()
+	}
+	return netip.AddrPort{}
 }
 
 // addState calls the app's function, outside of any lock of ours.
@@ -186,9 +225,9 @@ func (c *conn) resume(r *record) *conn {
 	}
 	c.state = gone
 	c.forgetLocked()
-	next := newAdopted(c.sock, c.listener, r)
-	next.replay.opened = true
-	c.listener.deliver(next)
+	next := newAdopted(&conn{}, c.sock, c.listener, &replay{record: r, opened: true})
+	c.sock.SetDeadline(time.Time{}) // what this one may have left
+	deliver([]*conn{next})
 	return next
 }
 
@@ -202,13 +241,21 @@ func (c *conn) resumeLate() {
 func (c *conn) control(use func(fd uintptr)) error { return control(c.sock, use) }
 
 // park makes Read wait at the next place where the connection could move, without telling the app, so that it can finish what it has.
-// Writes go on, and do not block: a handler that waits for a slow client would never come to a Read. It returns at once; whether it has come to that is asked of [conn.atRest].
+// Writes go on, and do not block: a handler that waits for a slow client would never come to a Read. It returns at once; whether it has come to that is
+// asked of [conn.atRest]. A Read that waits for the client at such a place is left alone: it gives nothing any more.
 func (c *conn) park() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.parking = true
-	c.pokeLocked()
 	c.interruptLocked()
+	if !c.restsLocked() {
+		c.pokeLocked()
+	}
+}
+
+// restsLocked says that a Read of a parked connection waits, here or in the socket.
+func (c *conn) restsLocked() bool {
+	return c.parked || c.inRead > 0 && !c.waking && !c.in.lost && !c.codec.busy(int(c.inRead))
 }
 
 // unpark undoes park.
@@ -224,7 +271,7 @@ func (c *conn) unpark() {
 func (c *conn) atRest(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.parking && !c.parked && c.state == running && c.codec.stays() == "" {
+	for c.parking && !c.restsLocked() && c.state == running && c.codec.stays() == "" {
 		if c.changed == nil {
 			c.changed = make(chan struct{})
 		}

@@ -2,7 +2,6 @@ package upgrade
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"sync"
@@ -68,7 +67,7 @@ func (l *listener) next() (c *conn, wait <-chan struct{}, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.adopted) > 0 {
-		c, l.adopted = l.adopted[0], l.adopted[1:]
+		c, l.adopted[0], l.adopted = l.adopted[0], nil, l.adopted[1:]
 		return c, nil, nil
 	}
 	if l.closed {
@@ -187,43 +186,57 @@ func (l *listener) wakeLocked() {
 	}
 }
 
-// deliver hands an adopted connection to the app.
-func (l *listener) deliver(c *conn) {
-	live.add(c)
+// deliver hands adopted connections to the app. Their listeners wake once.
+func deliver(conns []*conn) {
+	live.add(conns...)
+	for len(conns) > 0 {
+		l := conns[0].listener
+		n := 1
+		for n < len(conns) && conns[n].listener == l {
+			n++
+		}
+		l.deliver(conns[:n])
+		conns = conns[n:]
+	}
+}
+
+func (l *listener) deliver(conns []*conn) {
 	l.mu.Lock()
 	ok := !l.closed
 	if ok {
-		l.adopted = append(l.adopted, c)
+		l.adopted = append(l.adopted, conns...)
 		l.wakeLocked()
 	}
 	l.mu.Unlock()
-	if !ok {
-		go c.abandon() // nobody will accept it
+	if ok {
+		return
+	}
+	for _, c := range conns { // nobody will accept them
+		go c.abandon()
 	}
 }
 
-// adopt makes a connection of a record and its descriptor, which is ours from here on, also with an error.
+// adopt makes a connection of a record and its descriptor, and hands it to the app.
 func (l *listener) adopt(r *record, fd int) (*conn, error) {
-	s, err := newFDSocket(fd)
+	c, err := l.makeAdopted(&replay{record: r}, fd)
 	if err != nil {
 		return nil, err
 	}
-	if r.listener != l.name || r.protocol != l.protocol.name {
-		s.Close()
-		return nil, fmt.Errorf("adopt a connection of listener %q (%s) at listener %q (%s)", r.listener, r.protocol, l.name, l.protocol.name)
-	}
-	c := newAdopted(s, l, r)
-	l.deliver(c)
-	if l.isRetired() { // asked only now that it is in the list: who finds the list empty and ends the process has retired us before
-		c.abandon()
-	}
+	deliver([]*conn{c})
+	c.leaveRetired()
 	return c, nil
 }
 
-func (l *listener) isRetired() bool {
+// leaveRetired gives an adopted connection up if nothing is to come here any more. It is called only when it is in the list: who finds the list empty
+// and ends the process has retired the listener before.
+func (c *conn) leaveRetired() {
+	l := c.listener
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.retired
+	retired := l.retired
+	l.mu.Unlock()
+	if retired {
+		c.abandon()
+	}
 }
 
 // conns returns the connections that are alive.

@@ -43,6 +43,7 @@ func spray(t *testing.T, conn net.Conn) *sprayer {
 				n++
 			case <-s.stop:
 				sent <- n
+				fmt.Fprint(conn, "-1") // so that the reader looks once more
 				return
 			}
 		}
@@ -88,7 +89,6 @@ func (s *sprayer) count(t *testing.T, free <-chan struct{}, sent <-chan int) {
 // end says by how many processes the datagrams were answered.
 func (s *sprayer) end() int {
 	close(s.stop)
-	fmt.Fprintf(s.conn, "-1") // so that the reader looks once more
 	return <-s.answered
 }
 
@@ -254,6 +254,11 @@ func TestSupervised_UnixSocketsAndDatagrams_NothingIsLost(t *testing.T) {
 	}
 	go l.out.read(r)
 	defer w.Close()
+	defer func() {
+		if t.Failed() {
+			t.Logf("what the app said:\n%s", l.out)
+		}
+	}()
 	start := func() *generation {
 		return startGeneration(t, apps.BuildFailing(t, "wslive"), w, sockets, "WSLIVE_NETWORK=unix", "WSLIVE_ADDRESS="+l.address,
 			"WSLIVE_PACKETS=udp "+udp.LocalAddr().String()+",unixgram "+gram.LocalAddr().String())

@@ -6,7 +6,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Read implements net.Conn. It never returns bytes of one message together with the end of the one before.
@@ -14,24 +17,30 @@ func (c *conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	c.reading.Lock()
-	defer c.reading.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
-		if wait, err := c.gateLocked(len(p)); err != nil {
-			return 0, err
-		} else if wait {
+		if c.inRead > 0 { // another Read
+			c.awaitLocked(0)
 			continue
 		}
-		if n := c.in.deliver(p); n > 0 {
-			return n, nil
+		if c.state != running || c.offer != nil || c.parking {
+			if wait, err := c.gateLocked(len(p)); err != nil {
+				return 0, err
+			} else if wait {
+				continue
+			}
 		}
-		if c.scanLocked() {
-			continue
+		if c.in.block != nil {
+			if n := c.in.deliver(p); n > 0 {
+				return n, nil
+			}
+			if c.scanLocked() {
+				continue
+			}
 		}
 		if c.readErr != nil {
-			return 0, c.readErr
+			return 0, c.readErr.error
 		}
 		if n, err := c.fillLocked(p); n > 0 || err != nil {
 			return n, err
@@ -53,10 +62,7 @@ func (c *conn) gateLocked(size int) (wait bool, err error) {
 		if c.ending {
 			return false, opError("read", c.sock, net.ErrClosed)
 		}
-		if !c.arrived {
-			c.arrived = true
-			c.notifyLocked()
-		}
+		c.settledLocked()
 		return true, c.waitLocked()
 	case refused:
 		return false, io.EOF
@@ -69,7 +75,7 @@ func (c *conn) gateLocked(size int) (wait bool, err error) {
 // waitLocked waits for a change, as long as the app's deadline allows.
 func (c *conn) waitLocked() error {
 	if c.readBy.expired() {
-		return opError("read", c.sock, os.ErrDeadlineExceeded)
+		return os.ErrDeadlineExceeded // bare: net/http's watching Read comes here, on a small stack that would have to grow
 	}
 	c.awaitLocked(c.readBy)
 	return nil
@@ -93,7 +99,7 @@ func (c *conn) pauseLocked(size int) (wait bool, err error) {
 	c.notifyLocked()
 	c.awaitLocked(0) // a pause is not the client's fault: the app's deadlines rest
 	c.parked = false
-	c.armLocked()
+	c.unarmed = true
 	return true, nil
 }
 
@@ -154,15 +160,20 @@ var http2Preface = []byte("PRI * HTTP/2.0\r\n\r\n")
 
 // fillLocked reads from the wire, into p if possible. Without bytes and without an error: look again.
 func (c *conn) fillLocked(p []byte) (int, error) {
+	if c.in.block == nil && c.wide != nil && len(p) < wideRead {
+		return 0, c.wideLocked(len(p))
+	}
 	if len(c.in.ahead()) > 0 && len(p) < readAhead {
 		return 0, c.fetchLocked()
 	}
-	if more := c.codec.missing(); more > int64(len(p)) && c.in.mayJournal(more) && c.codec.replays() {
-		return 0, c.aheadLocked(int(more))
+	if c.in.block != nil {
+		if more := c.codec.missing(); more > int64(len(p)) && c.in.mayJournal(more) && c.codec.replays() {
+			return 0, c.aheadLocked(int(more))
+		}
 	}
-	n, err := c.receiveLocked(p)
+	n, err := c.receiveLocked(p, nil)
 	if n > 0 {
-		return c.arrivedLocked(p[:n]), nil
+		return c.arrivedLocked(p[:n], n == len(p)), nil
 	}
 	if err == nil {
 		return 0, nil
@@ -173,7 +184,7 @@ func (c *conn) fillLocked(p []byte) (int, error) {
 // laterLocked keeps an error until the bytes that are held have been delivered.
 func (c *conn) laterLocked(err error) error {
 	if len(c.in.ahead()) > 0 && !isTimeout(err) {
-		c.readErr, err = err, nil
+		c.readErr, err = &lateError{err}, nil
 	}
 	return err
 }
@@ -183,7 +194,7 @@ func (c *conn) laterLocked(err error) error {
 func (c *conn) aheadLocked(more int) error {
 	c.in.room(more)
 	have := len(c.in.block.b)
-	n, err := c.receiveLocked(c.in.block.b[have : have+more])
+	n, err := c.receiveLocked(c.in.block.b[have:have+more], nil)
 	if c.in.block.b = c.in.block.b[:have+n]; n > 0 {
 		return nil
 	}
@@ -197,7 +208,7 @@ const readAhead = 512
 func (c *conn) fetchLocked() error {
 	b := newBlock(32 * readAhead)
 	defer b.free()
-	n, err := c.receiveLocked(b.b[:cap(b.b)])
+	n, err := c.receiveLocked(b.b[:cap(b.b)], nil)
 	if n > 0 {
 		c.in.add(b.b[:n])
 		return nil
@@ -208,29 +219,111 @@ func (c *conn) fetchLocked() error {
 	return err
 }
 
-// receiveLocked is one read from the socket, without the lock. Woken by us it returns nothing.
-func (c *conn) receiveLocked(p []byte) (int, error) {
-	c.inRead = true
+// receiveLocked is one read from the socket, without the lock, into p or by w. Woken by us it returns nothing.
+func (c *conn) receiveLocked(p []byte, w *wideReader) (n int, err error) {
+	if c.unarmed {
+		c.unarmed = false
+		c.armLocked()
+	}
+	c.inRead = int32(min(len(p), wholeRead))
+	if w != nil {
+		c.inRead = wholeRead
+	}
 	c.mu.Unlock()
-	n, err := c.sock.Read(p)
+	if w != nil {
+		n, err = w.receive(c.sock)
+	} else {
+		n, err = c.sock.Read(p)
+	}
 	c.mu.Lock()
-	c.inRead = false
+	rests := c.parking && c.restsLocked()
+	c.inRead = 0
+	if c.changed != nil {
+		c.notifyLocked()
+	}
 	if n > 0 && c.idle != nil {
 		c.askedLocked()
 	}
 	if c.waking {
-		c.waking = false
-		c.armLocked()
+		c.waking, c.unarmed = false, true // it moves, most likely, and needs no deadline any more
 		if n == 0 && isTimeout(err) {
 			err = nil
 		}
 	}
+	if n == 0 && rests {
+		err = nil // what ends the connection can wait as long as it is parked
+	}
 	return n, err
 }
 
-// arrivedLocked decides what of b, which is in the app's buffer, is delivered: the rest is kept here.
-func (c *conn) arrivedLocked(b []byte) int {
-	if len(c.in.ahead()) > 0 { // a held head goes on
+// wideReader reads more at a time than the library asks for, into memory of ours, where messages are longer than its buffer. Each byte is copied
+// once more, but there are fewer system calls; and the start of an unfinished message is kept for replay without another copy. While nothing comes
+// there is no buffer.
+type wideReader struct {
+	raw   syscall.RawConn
+	read  func(fd uintptr) bool
+	block *block
+	err   error
+}
+
+// wideRead is how much is read at a time.
+const wideRead = 16 << 10
+
+// widenLocked begins to read more at a time.
+func (c *conn) widenLocked() {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return
+	}
+	w := &wideReader{raw: raw}
+	w.read = func(fd uintptr) bool {
+		b := newBlock(wideRead)
+		n, err := unix.Read(int(fd), b.b[:cap(b.b)])
+		for err == unix.EINTR {
+			n, err = unix.Read(int(fd), b.b[:cap(b.b)])
+		}
+		if n > 0 {
+			b.b = b.b[:n]
+			w.block = b
+		} else {
+			b.free()
+		}
+		w.err = err
+		return err != unix.EAGAIN
+	}
+	c.wide = w
+}
+
+// receive waits, and leaves what has come in the block.
+func (w *wideReader) receive(s socket) (int, error) {
+	err := w.raw.Read(w.read)
+	switch {
+	case w.block != nil:
+		return len(w.block.b), nil
+	case isTimeout(err):
+		return 0, opError("read", s, os.ErrDeadlineExceeded)
+	case err != nil:
+		return 0, opError("read", s, net.ErrClosed)
+	case w.err != nil:
+		return 0, opError("read", s, os.NewSyscallError("read", w.err))
+	}
+	return 0, io.EOF
+}
+
+// wideLocked reads what follows into the inbox, which is empty. A Read of size bytes would not have been enough, or from now on will be again.
+func (c *conn) wideLocked(size int) error {
+	w := c.wide
+	n, err := c.receiveLocked(nil, w)
+	c.in.block, w.block = w.block, nil
+	if n > 0 && n <= size {
+		c.wide = nil
+	}
+	return err
+}
+
+// arrivedLocked decides what of b, which is in the app's buffer, is delivered: the rest is kept here. whole: there was no room for more.
+func (c *conn) arrivedLocked(b []byte, whole bool) int {
+	if len(c.in.ahead()) > 0 || c.parking { // a held head goes on; or nothing does
 		c.in.add(b)
 		return 0
 	}
@@ -256,6 +349,9 @@ func (c *conn) arrivedLocked(b []byte) int {
 	default:
 		c.in.journal(b[:n], c.codec.missing())
 		c.in.add(b[n:])
+		if whole && len(b) < wideRead && c.wide == nil {
+			c.widenLocked()
+		}
 	}
 	return n
 }
@@ -265,7 +361,7 @@ func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 // pokeLocked makes a blocked Read look at the state again.
 func (c *conn) pokeLocked() {
 	c.notifyLocked()
-	if c.inRead && !c.waking {
+	if c.inRead > 0 && !c.waking {
 		c.waking = true
 		c.sock.SetReadDeadline(past)
 	}

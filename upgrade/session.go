@@ -116,10 +116,12 @@ func (r *registry) session(addr net.Addr) *Session {
 	return nil
 }
 
-func (r *registry) add(c *conn) {
+func (r *registry) add(conns ...*conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.byAddr[c.LocalAddr()] = c
+	for _, c := range conns {
+		r.byAddr[c.LocalAddr()] = c
+	}
 }
 
 // remove takes c out, unless another has followed it on the same socket.

@@ -229,6 +229,7 @@ func (s *standalone) halt() (follows bool) {
 	})
 	if !waiting { // else Stop would unlink the paths of the process before us
 		s.flip.Stop()
+		<-s.flip.Exit() // by then the paths of unix sockets are gone
 	}
 	select {
 	case <-s.done: // run goes on, to pass SIGHUP on

@@ -1,6 +1,7 @@
 package upgrade
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -20,24 +21,35 @@ const verdictTime = 2 * time.Second
 // ReasonSlow is an app that did neither in time.
 const ReasonSlow Reason = "slow to accept"
 
-// flushTime is how long receipts wait for others to go along with.
-const flushTime = time.Millisecond
-
 // taker takes connections from one channel.
 type taker struct {
 	ch        *channel
 	hooks     Options
 	listeners map[string]*listener
 	barrier   bool
+	parser    recordParser
+	buf       []byte // payload of the OFFER under way; the reader's
+	verdicts  batcher[verdict]
+	offers    chan struct{} // has room for one; tells hurry
 
 	mu    sync.Mutex // protects what follows; taken before a conn's
-	held  map[uint32]*conn
+	held  map[uint32]*heldConn
+	waits int // held and not judged
 	moved int
+}
+
+// heldConn is a connection that is offered and not decided on. Whoever takes it out of the map decides about it.
+type heldConn struct {
+	c       *conn
+	offered time.Time
+	judged  bool
 }
 
 // take runs until the giver has sent END or is dead. It closes the channel.
 func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*taker, error) {
-	t := &taker{ch: ch, hooks: opt, listeners: map[string]*listener{}, held: map[uint32]*conn{}}
+	t := &taker{ch: ch, hooks: opt, listeners: map[string]*listener{}, held: map[uint32]*heldConn{}}
+	t.verdicts.init()
+	t.offers = make(chan struct{}, 1)
 	for _, l := range ls {
 		t.listeners[l.name] = l
 	}
@@ -53,10 +65,14 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 		opt.opened()
 	}
 	failpoint("take.begin")
+	ctx, cancel := context.WithCancel(opt.ctx)
+	defer cancel()
+	go t.tellAll(ctx)
+	go t.hurry(ctx)
 	for {
 		f, err := ch.next()
 		if err == nil && f.kind == frameEnd {
-			t.settle(nil, false)
+			t.settle(nil, false, true)
 			return t, nil
 		}
 		if err == nil {
@@ -64,12 +80,12 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 		}
 		if err == io.EOF {
 			opt.Log("handoff: the release before has ended; its connections are ours")
-			t.settle(nil, true)
+			t.settle(nil, true, true)
 			opt.opened()
 			return t, nil
 		}
 		if err != nil {
-			t.settle(nil, false)
+			t.settle(nil, false, true)
 			return t, err
 		}
 	}
@@ -88,7 +104,7 @@ func (t *taker) handle(f frame) error {
 		if err != nil {
 			return err
 		}
-		t.settle(list, f.kind == frameConfirm)
+		t.settle(list, f.kind == frameConfirm, f.kind == frameWithdraw)
 		if t.barrier && f.kind == frameConfirm {
 			t.hooks.opened()
 		}
@@ -131,52 +147,78 @@ func (t *taker) offered(f frame) error {
 		go t.ch.sendFull(b, nil)
 		return nil
 	}
+	return t.show(f)
+}
+
+// show reads the records of an OFFER and gives the connections to their listeners, which wake once.
+func (t *taker) show(f frame) error {
 	records, err := t.records(f)
 	if err != nil {
 		f.closeAll()
 		return err
 	}
-	a := arrivals{t: t, by: time.Now().Add(verdictTime)}
+	t.verdicts.expect(len(records))
+	now := time.Now()
+	conns := make([]*conn, 0, len(records))
 	for i, b := range records {
-		a.add(f.first+uint32(i), b, f.fds[i])
+		n := f.first + uint32(i)
+		c, why := t.adopt(n, b, f.fds[i])
+		if why != "" {
+			t.verdicts.add(verdict{n, nil, why})
+			continue
+		}
+		conns = append(conns, c)
+		t.mu.Lock()
+		t.held[n] = &heldConn{c: c, offered: now}
+		t.waits++
+		t.mu.Unlock()
 	}
-	go a.judge()
+	select {
+	case t.offers <- struct{}{}:
+	default:
+	}
+	failpoint("take.adopted")
+	deliver(conns)
+	for _, c := range conns {
+		c.leaveRetired()
+	}
 	return nil
 }
 
-// records reads each record into memory of its own: a connection shall not hold those of others.
+// keepBuffer is up to what size the buffer of an OFFER is used again.
+const keepBuffer = 1 << 20
+
+// records reads the payload of an OFFER and finds the records in it. They are in memory that the next OFFER overwrites.
 func (t *taker) records(f frame) ([][]byte, error) {
+	if cap(t.buf) < f.length || cap(t.buf) > keepBuffer {
+		t.buf = make([]byte, max(f.length, 64<<10))
+	}
+	b := t.buf[:f.length]
+	if _, err := io.ReadFull(t.ch.sock, b); err != nil {
+		return nil, dead(err)
+	}
 	list := make([][]byte, 0, f.count)
-	left := f.length
 	for range f.count {
-		var size [4]byte
-		if left -= 4; left < 0 {
-			return nil, fmt.Errorf("%w: an OFFER is cut short", errProtocol)
-		}
-		if _, err := io.ReadFull(t.ch.sock, size[:]); err != nil {
-			return nil, dead(err)
-		}
-		n := binary.BigEndian.Uint32(size[:])
-		if left -= int(n); left < 0 {
+		if len(b) < 4 || uint64(len(b)-4) < uint64(binary.BigEndian.Uint32(b)) {
 			return nil, fmt.Errorf("%w: a record is longer than its OFFER", errProtocol)
 		}
-		b := make([]byte, n)
-		if _, err := io.ReadFull(t.ch.sock, b); err != nil {
-			return nil, dead(err)
-		}
-		list = append(list, b)
+		n := 4 + int(binary.BigEndian.Uint32(b))
+		list = append(list, b[4:n])
+		b = b[n:]
 	}
-	if left != 0 {
-		return nil, fmt.Errorf("%w: %d bytes too many in an OFFER", errProtocol, left)
+	if len(b) != 0 {
+		return nil, fmt.Errorf("%w: %d bytes too many in an OFFER", errProtocol, len(b))
 	}
 	return list, nil
 }
 
-// adopt shows one connection to the app. The descriptor is closed if it cannot.
-func (t *taker) adopt(b []byte, fd int) (*conn, Reason) {
-	r, err := parseRecord(b)
+// adopt makes a connection, that the app does not know yet. The descriptor is closed if that cannot be.
+func (t *taker) adopt(n uint32, b []byte, fd int) (*conn, Reason) {
+	p := &replay{by: t, number: n}
 	why := ReasonRefused
-	if err == nil {
+	r := &p.room
+	p.record = r
+	if err := t.parser.parse(r, b); err == nil {
 		l := t.listeners[r.listener]
 		switch {
 		case l == nil:
@@ -184,10 +226,8 @@ func (t *taker) adopt(b []byte, fd int) (*conn, Reason) {
 		case r.stateVersion != 0 && !slices.Contains(t.hooks.States, r.stateVersion):
 			why = ReasonVersion
 		default:
-			if len(b) > 2*len(r.opening)+1024 {
-				r.opening = slices.Clone(r.opening) // it lives as long as the connection, and would hold the rest
-			}
-			c, err := l.adopt(r, fd)
+			r.own()
+			c, err := l.makeAdopted(p, fd)
 			if err == nil {
 				return c, ""
 			}
@@ -199,130 +239,137 @@ func (t *taker) adopt(b []byte, fd int) (*conn, Reason) {
 	return nil, why
 }
 
-// settle makes connections ours, or gives them back; without a list all that are held.
-func (t *taker) settle(list []uint32, ours bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(list) == 0 {
-		for n := range t.held {
-			list = append(list, n)
-		}
-	}
-	for _, n := range list {
-		c := t.held[n]
-		if c == nil {
-			continue
-		}
-		delete(t.held, n)
+// settle makes connections ours, or gives them back; without a list all that are held, or only those that our app has accepted.
+func (t *taker) settle(list []uint32, ours, all bool) {
+	for _, c := range t.claim(list, ours, all) {
 		if ours {
 			c.open()
-			t.moved++
 		} else {
 			c.abandon()
 		}
 	}
 }
 
-// arrivals are the connections of one OFFER, until the app has said yes or no to each.
-type arrivals struct {
-	t        *taker
-	numbers  []uint32
-	conns    []*conn
-	receipts []byte
-	refusals []byte
-	by       time.Time // until when apps may take to read, in barrier mode
-}
-
-func (a *arrivals) add(n uint32, record []byte, fd int) {
-	c, why := a.t.adopt(record, fd)
-	if why != "" {
-		a.refusals = appendRefusal(a.refusals, n, why)
-		return
+func (t *taker) claim(list []uint32, ours, all bool) []*conn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(list) == 0 {
+		for n, h := range t.held {
+			if all || h.judged {
+				list = append(list, n)
+			}
+		}
 	}
-	a.t.mu.Lock()
-	a.t.held[n] = c
-	a.t.mu.Unlock()
-	a.numbers, a.conns = append(a.numbers, n), append(a.conns, c)
+	conns := make([]*conn, 0, len(list))
+	for _, n := range list {
+		if h := t.held[n]; h != nil {
+			t.dropLocked(n, h)
+			conns = append(conns, h.c)
+		}
+	}
+	if ours {
+		t.moved += len(conns)
+	}
+	return conns
 }
 
-// judge waits for the app's verdicts, and tells the giver: most of them at once, the late ones one by one.
-func (a *arrivals) judge() {
-	failpoint("take.adopted")
-	flush := time.NewTimer(flushTime)
-	defer flush.Stop()
-	for i, c := range a.conns {
+func (t *taker) dropLocked(n uint32, h *heldConn) {
+	delete(t.held, n)
+	t.judgeLocked(h)
+}
+
+func (t *taker) judgeLocked(h *heldConn) {
+	if !h.judged {
+		h.judged = true
+		t.waits--
+	}
+}
+
+type verdict struct {
+	n   uint32
+	c   *conn  // nil: it never came to one
+	why Reason // empty: accepted
+}
+
+// judged is called by a connection, with its lock held, when its app has said yes or no.
+func (t *taker) judged(n uint32, c *conn, why Reason) { t.verdicts.add(verdict{n, c, why}) }
+
+// tellAll tells the giver what the app says, until ctx ends.
+func (t *taker) tellAll(ctx context.Context) {
+	var list []verdict
+	for {
+		if list = t.verdicts.next(ctx, list); list == nil {
+			return
+		}
+		t.tell(list)
+	}
+}
+
+// hurry makes the verdicts of an app that does not come to one, until ctx ends.
+func (t *taker) hurry(ctx context.Context) {
+	for {
 		select {
-		case why := <-c.verdict():
-			a.verdict(a.numbers[i], c, why)
-			continue
+		case <-t.offers:
+		case <-ctx.Done():
+			return
+		}
+		for waits := true; waits; {
+			select {
+			case <-time.After(verdictTime / 16):
+			case <-ctx.Done():
+				return
+			}
+			t.tell(t.overdue())
+			t.mu.Lock()
+			waits = t.waits > 0
+			t.mu.Unlock()
+		}
+	}
+}
+
+// overdue are the verdicts that are made for the app.
+func (t *taker) overdue() (list []verdict) {
+	now := time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n, h := range t.held {
+		if !h.judged && now.Sub(h.offered) > verdictTime {
+			list = append(list, verdict{n, h.c, ReasonSlow})
+		}
+	}
+	return list
+}
+
+// tell sends verdicts. An error is the giver's end, which the reader notices.
+func (t *taker) tell(list []verdict) {
+	var receipts, refusals []byte
+	var gone []*conn
+	t.mu.Lock()
+	for _, v := range list {
+		h := t.held[v.n]
+		switch {
+		case v.c == nil:
+			refusals = appendRefusal(refusals, v.n, v.why)
+		case h == nil || h.c != v.c || h.judged: // it was withdrawn, or is ours since the giver is dead
+		case v.why == "":
+			t.judgeLocked(h)
+			receipts = binary.BigEndian.AppendUint32(receipts, v.n)
 		default:
-		}
-		select {
-		case why := <-c.verdict():
-			a.verdict(a.numbers[i], c, why)
-		case <-flush.C:
-			flush.Reset(flushTime)
-			a.tell()
-			go a.t.late(a.numbers[i], c)
+			t.dropLocked(v.n, h)
+			gone = append(gone, v.c)
+			refusals = appendRefusal(refusals, v.n, v.why)
 		}
 	}
-	a.tell()
-}
-
-// late waits for one verdict.
-func (t *taker) late(n uint32, c *conn) {
-	a := arrivals{t: t, by: time.Now().Add(verdictTime)}
-	timer := time.NewTimer(verdictTime)
-	defer timer.Stop()
-	select {
-	case why := <-c.verdict():
-		a.verdict(n, c, why)
-	case <-timer.C:
-		a.verdict(n, c, ReasonSlow)
-	}
-	a.tell()
-}
-
-func (a *arrivals) verdict(n uint32, c *conn, why Reason) {
-	if why == "" && a.t.barrier && !c.awaitRead(a.by) {
-		why = ReasonSlow
-	}
-	if why == "" {
-		a.receipts = binary.BigEndian.AppendUint32(a.receipts, n)
-		return
-	}
-	a.t.mu.Lock()
-	held := a.t.held[n] == c // else it was withdrawn, or is ours since the giver is dead
-	if held {
-		delete(a.t.held, n)
-	}
-	a.t.mu.Unlock()
-	if held {
+	t.mu.Unlock()
+	for _, c := range gone {
 		c.abandon()
-		a.refusals = appendRefusal(a.refusals, n, why)
 	}
-}
-
-// tell sends what is known. An error is the giver's end, which the reader notices.
-func (a *arrivals) tell() {
-	if len(a.refusals) > 0 {
-		a.t.ch.send(frameRefused, a.refusals)
+	if len(refusals) > 0 {
+		t.ch.send(frameRefused, refusals)
 	}
-	if len(a.receipts) > 0 {
+	if len(receipts) > 0 {
 		failpoint("take.accepted")
-		a.t.ch.send(frameReceipt, a.receipts)
+		t.ch.send(frameReceipt, receipts)
 		failpoint("take.receipt")
 	}
-	a.receipts, a.refusals = nil, nil
-}
-
-// awaitRead waits until the app, which has accepted, reads; not beyond by. false: it has not.
-func (c *conn) awaitRead(by time.Time) bool {
-	limit := instantOf(by)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.state == answered && !c.arrived && !c.ending && !limit.expired() {
-		c.awaitLocked(limit)
-	}
-	return c.state != answered || c.arrived || c.ending
 }

@@ -44,26 +44,16 @@ func (f *wsFramer) Next(b []byte) (n int, end bool, err error) {
 
 // frame takes the bytes of one frame. done: it ended with the last of the n bytes.
 func (f *wsFramer) frame(b []byte) (n int, done bool, err error) {
-	if f.need == 0 {
-		f.need = 2
-	}
-	for f.have < f.need {
-		if n == len(b) {
-			return n, false, nil
+	if f.have == 0 && len(b) > 1 && len(b) >= int(headerLength(b[1])) { // all at once, as most come
+		n = int(headerLength(b[1]))
+		f.have, f.need = uint8(n), uint8(n)
+		copy(f.head[:], b[:n])
+		if err := f.measure(); err != nil {
+			return n, false, err
 		}
-		k := copy(f.head[f.have:f.need], b[n:])
-		n += k
-		f.have += uint8(k)
-		if f.have < f.need {
-			return n, false, nil
-		}
-		if f.need == 2 {
-			f.need = headerLength(f.head[1])
-		}
-		if f.have == f.need {
-			if err := f.measure(); err != nil {
-				return n, false, err
-			}
+	} else if f.have == 0 || f.have < f.need {
+		if n, err = f.header(b); err != nil || f.have < f.need {
+			return n, false, err
 		}
 	}
 	if rest := uint64(len(b) - n); rest < f.left {
@@ -73,6 +63,25 @@ func (f *wsFramer) frame(b []byte) (n int, done bool, err error) {
 	n += int(f.left)
 	f.left, f.have, f.need = 0, 0, 0
 	return n, true, nil
+}
+
+// header takes bytes of a header that comes in pieces.
+func (f *wsFramer) header(b []byte) (n int, err error) {
+	if f.need == 0 {
+		f.need = 2
+	}
+	for f.have < f.need && n < len(b) {
+		k := copy(f.head[f.have:f.need], b[n:])
+		n += k
+		f.have += uint8(k)
+		if f.have == f.need && f.need == 2 {
+			f.need = headerLength(f.head[1])
+		}
+		if f.have == f.need {
+			return n, f.measure()
+		}
+	}
+	return n, nil
 }
 
 // headerLength tells the length of a frame's header from its second byte.

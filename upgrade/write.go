@@ -12,21 +12,24 @@ import (
 // Write implements net.Conn. Once a handoff has begun it does not block: what the kernel does not take at once goes along, and counts as
 // written, as it would in the kernel's own buffer.
 func (c *conn) Write(p []byte) (int, error) {
-	c.writing.Lock()
-	defer c.writing.Unlock()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.state == replaying {
-		return c.answerLocked(p)
-	}
-	c.roomLocked()
-	if err := c.mayWriteLocked(); err != nil || c.state == refused {
-		return len(p), err
+	defer c.unlockWrite()
+	c.beginWriteLocked()
+	if c.state != running || c.ending {
+		if c.state == replaying {
+			return c.answerLocked(p)
+		}
+		c.roomLocked()
+		if err := c.mayWriteLocked(); err != nil || c.state == refused {
+			return len(p), err
+		}
 	}
 	n := c.codec.out(p, c.state == told)
 	c.afterOutLocked()
 	sent, err := c.sendLocked(p[:n])
-	c.flushLocked()
+	if len(c.tail) > 0 {
+		c.flushLocked()
+	}
 	if err != nil {
 		return sent, err
 	}
@@ -34,6 +37,26 @@ func (c *conn) Write(p []byte) (int, error) {
 		c.pokeLocked() // an answer may have been the last thing to wait for
 	}
 	return len(p), nil
+}
+
+func (c *conn) unlockWrite() {
+	c.endWriteLocked()
+	c.mu.Unlock()
+}
+
+// beginWriteLocked waits until no other Write is under way. What is written stays in order.
+func (c *conn) beginWriteLocked() {
+	for c.writing {
+		c.awaitLocked(0)
+	}
+	c.writing = true
+}
+
+func (c *conn) endWriteLocked() {
+	c.writing = false
+	if c.changed != nil {
+		c.notifyLocked()
+	}
 }
 
 // ReadFrom implements io.ReaderFrom, so that net/http can have the kernel send files.
@@ -46,10 +69,10 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 
 // sendFile leaves the body of an answer to the socket. Such a connection does not move, so nothing has to be known but the length.
 func (c *conn) sendFile(r io.Reader) (n int64, handled bool, err error) {
-	c.writing.Lock()
-	defer c.writing.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.beginWriteLocked()
+	defer c.endWriteLocked()
 	h, ok := c.codec.(*httpCodec)
 	s, ok2 := c.sock.(io.ReaderFrom)
 	if !ok || !ok2 || c.state != running || !h.answering || h.answer.step != bodyLength || len(c.tail) > 0 {
@@ -229,10 +252,10 @@ func (c *conn) flushableLocked() bool {
 
 // flush writes the tail until it is gone, or goes along in a handoff, or the socket fails. It ends with the connection.
 func (c *conn) flush() {
-	c.writing.Lock()
-	defer c.writing.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.beginWriteLocked()
+	defer c.endWriteLocked()
 	defer func() { c.flushing = false }()
 	for len(c.tail) > 0 && (c.flushableLocked() || c.ending) {
 		n, err := c.transmitLocked(c.tail)

@@ -22,6 +22,9 @@ const (
 	EnvTakes = "HOTDEPLOY_TAKES"
 )
 
+// SharedState is the error of a handoff in barrier mode that did not take place, since what the connections share could not move.
+const SharedState = "shared state"
+
 // Version is that of the messages here.
 const Version = 1
 
