@@ -46,8 +46,14 @@ func (t turn) give() { <-t }
 
 // line is one generation's control channel. Only the goroutine of the upgrade in flight reads it.
 type line struct {
-	*control.Conn
-	hello *control.Message
+	*control.Conn                  // nil: it was lost with an earlier supervisor
+	hello         *control.Message // owned by the loop
+}
+
+func (l *line) close() {
+	if l.Conn != nil {
+		l.Conn.Close()
+	}
 }
 
 // openLine makes the channel; theirs is the child's end, and the caller's to close.
@@ -57,11 +63,14 @@ func openLine() (l *line, theirs *os.File, err error) {
 }
 
 // moves says whether g can give and take connections. It has said so before it was ready, if ever.
-func (g *generation) moves() bool {
-	if g.line.hello == nil {
+func (s *Supervisor) moves(g *generation) bool {
+	if g.line.Conn == nil {
+		return false
+	}
+	if g.line.hello == nil { // nobody else writes it
 		g.line.Pending(func(m control.Message) {
 			if m.Type == control.Hello && g.line.hello == nil {
-				g.line.hello = &m
+				s.do(func() { g.line.hello = &m })
 			}
 		})
 	}
@@ -85,12 +94,13 @@ func (s *Supervisor) handoff(u *upgrade, g *generation) (err error) {
 		return err
 	}
 	u.moves = true
-	if can, why := canMove(old, g); !can {
+	if can, why := s.canMove(old, g); !can {
 		s.do(func() { u.text = why })
 		return nil
 	}
+	s.do(func() { u.gave = old })
 	s.phase(u, api.PhaseHandoff)
-	u.gave = old
+	s.at("handoff")
 	h, err := s.move(u.ctx, old, g, g)
 	s.do(func() { u.record.Handoff, u.text = h, movedText(h, old, g) })
 	switch {
@@ -103,12 +113,13 @@ func (s *Supervisor) handoff(u *upgrade, g *generation) (err error) {
 		e.Hint = fmt.Sprintf("see what it says of that: hotdeploy logs --release %s", g.rel.Version)
 		return e
 	}
+	s.at("handed over")
 	return nil
 }
 
 // letIn tells g to accept, if it has waited for what comes with the connections of another one, or would go on to.
 func (s *Supervisor) letIn(g *generation) {
-	if !g.moves() {
+	if !s.moves(g) {
 		return
 	}
 	if err := g.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil && !g.hasEnded() {
@@ -131,7 +142,7 @@ func (s *Supervisor) giving(u *upgrade, rel *store.Release) (mode string, err er
 		return "", err
 	}
 	defer s.moving.give()
-	if !old.moves() {
+	if !s.moves(old) {
 		return "", nil
 	}
 	return cmp.Or(old.line.hello.Mode, "rolling"), nil
@@ -139,8 +150,8 @@ func (s *Supervisor) giving(u *upgrade, rel *store.Release) (mode string, err er
 
 // canMove tells whether connections can go from one generation to another, and if not why, where that is worth a word: it is not where
 // neither knows of moving.
-func canMove(from, to *generation) (can bool, why string) {
-	gives, takes := from.moves(), to.moves()
+func (s *Supervisor) canMove(from, to *generation) (can bool, why string) {
+	gives, takes := s.moves(from), s.moves(to)
 	switch {
 	case gives && !takes:
 		why = to.rel.Version + " takes no connections"
@@ -161,9 +172,10 @@ func shareProtocol(a, b *generation) bool {
 // handBack undoes a handoff: the old generation accepts again, and gets its connections back from the new one if that still lives.
 func (s *Supervisor) handBack(u *upgrade, g *generation) {
 	old := u.gave
-	if old == nil {
+	if old == nil || old.line.Conn == nil {
 		return
 	}
+	s.at("hand back")
 	if err := old.line.Send(control.Message{Type: control.Proceed, Takes: true}, nil, sendTimeout); err != nil {
 		s.logf("generation %d: %v", old.number, err)
 		return
@@ -176,7 +188,7 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 		return
 	default:
 	}
-	if h := u.record.Handoff; h.Moved == 0 && len(h.Kept) == 0 && h.Error != "" {
+	if h := u.record.Handoff; h != nil && h.Moved == 0 && len(h.Kept) == 0 && h.Error != "" {
 		return // the two have not even greeted each other; what the new one has accepted it sees off by itself
 	}
 	began := time.Now()
@@ -202,7 +214,7 @@ func (s *Supervisor) moveRest(g *generation, hurry bool) (tried bool) {
 	if to == nil || to == g || g.hasEnded() {
 		return false
 	}
-	if can, _ := canMove(g, to); !can {
+	if can, _ := s.canMove(g, to); !can {
 		return false
 	}
 	if _, err := s.move(s.ctx, g, to, g); err != nil {
@@ -239,7 +251,7 @@ func (s *Supervisor) mayMove(g *generation, hurry bool) bool {
 
 // keepRest lets g keep what it still has: a connection that is on its way must not be closed in that moment.
 func (s *Supervisor) keepRest(g *generation) {
-	if !g.moves() {
+	if !s.moves(g) {
 		return
 	}
 	if err := g.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil && !g.hasEnded() {
