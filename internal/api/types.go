@@ -49,6 +49,7 @@ type Daemon struct {
 	RSS     int64     `json:"rss_bytes"`
 	Journal bool      `json:"journal"` // the app's output goes to the journal, not through /v1/logs
 	Unit    string    `json:"unit"`    // its systemd unit, if any
+	Adopted []string  `json:"adopted"` // what it went on with from a supervisor before it, and what of that was lost; a line each
 	Bundles int       `json:"bundles"` // the version of bundles that it takes; zero: none
 }
 
