@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	ctl "github.com/hotdeploy/hotdeploy/upgrade/control"
 )
@@ -147,7 +149,9 @@ func TestHTTP_KeepAlive_NoRequestFails(t *testing.T) {
 		<-requests.after(100)
 		m := s.mustDeploy(t, mode(n))
 		for why := range m.Kept {
-			t.Errorf("connections stayed: %v (%s)", m.Kept, why)
+			if !slices.Contains(strained, why) {
+				t.Errorf("connections stayed: %v", m.Kept)
+			}
 		}
 		moved += m.Moved
 	}
@@ -243,12 +247,15 @@ func TestHTTP_InFlight_NoticesNothing(t *testing.T) {
 	fmt.Fprintln(old.stdin, "open the gate")
 	all.Wait()
 	for i, c := range []*caller{slow, long, waiting} {
-		pid, _, err := c.get(t.Context(), "/")
-		if err != nil || c.dials.Load() != 1 {
-			t.Errorf("client %d: %v, %d connections", i, err, c.dials.Load())
+		pid := 0
+		for by := time.Now().Add(patience); pid != s.pid() && time.Now().Before(by); { // the old release may not have heard yet that it shall end
+			var err error
+			if pid, _, err = c.get(t.Context(), "/"); err != nil {
+				t.Fatalf("client %d: %v", i, err)
+			}
 		}
-		if pid != s.pid() {
-			t.Errorf("the connection of client %d has not followed", i)
+		if n := c.dials.Load(); pid != s.pid() || n != 1 {
+			t.Errorf("client %d: the connection has not followed, or was not the only one: %d", i, n)
 		}
 	}
 	if pid, _, err := two.get(t.Context(), "/"); pid != old.cmd.Process.Pid || err != nil {
