@@ -59,6 +59,7 @@ type caller struct {
 	http.Client
 	url   string
 	dials atomic.Int32
+	lost  atomic.Pointer[string] // what became of a connection that was not kept
 }
 
 func newCaller(t *testing.T, s *site) *caller {
@@ -80,6 +81,18 @@ func (c *caller) get(ctx context.Context, path string) (pid int, text string, er
 func (c *caller) do(ctx context.Context, method, path string, body io.Reader, expect string) (pid int, text string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(i httptrace.GotConnInfo) {
+			if !i.Reused && c.dials.Load() > 1 {
+				c.note("another connection, from %s, for %s %s at %s", i.Conn.LocalAddr(), method, path, time.Now())
+			}
+		},
+		PutIdleConn: func(err error) {
+			if err != nil {
+				c.note("after %s %s: %v", method, path, err)
+			}
+		},
+	})
 	req, err := http.NewRequestWithContext(ctx, method, c.url+path, body)
 	if err != nil {
 		return 0, "", err
@@ -93,6 +106,12 @@ func (c *caller) do(ctx context.Context, method, path string, body io.Reader, ex
 	}
 	defer res.Body.Close()
 	return signature(res)
+}
+
+// note keeps the first thing that tells why the connection was not kept.
+func (c *caller) note(format string, args ...any) {
+	s := fmt.Sprintf(format, args...)
+	c.lost.CompareAndSwap(nil, &s)
 }
 
 func signature(res *http.Response) (pid int, text string, err error) {
@@ -163,7 +182,8 @@ func TestHTTP_KeepAlive_NoRequestFails(t *testing.T) {
 			t.Errorf("client %d: answered by %d instead of %d: %v", i, pid, s.pid(), err)
 		}
 		if n := c.dials.Load(); n != 1 {
-			t.Errorf("client %d had %d connections", i, n)
+			c.note("nothing is known")
+			t.Errorf("client %d had %d connections: %s", i, n, *c.lost.Load())
 		}
 	}
 	t.Logf("%d requests, %d connections moved", requests.count(), moved)
