@@ -53,7 +53,7 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 	}
 	g.changeSides()
 	if g.someStay() && g.hooks.OnRollback != nil {
-		g.hooks.OnRollback(ctx, g.moved())
+		g.hooks.OnRollback(ctx, g.gone())
 	}
 }
 
@@ -129,7 +129,7 @@ func (g *giver) giveUp(list []*conn) {
 	}
 }
 
-func (g *giver) moved() int {
+func (g *giver) gone() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.tally.moved
@@ -201,6 +201,7 @@ func (g *giver) changeSides() {
 	g.mu.Unlock()
 	if change {
 		g.confirm(list, true)
+		g.awaitOwned()
 		g.mu.Lock()
 		g.sides = g.broken == ""
 		g.parked = time.Time{}
