@@ -163,6 +163,7 @@ func (g *giver) freeze(ctx context.Context) error {
 	}
 	select {
 	case why := <-g.thawed:
+		failpoint("give.thawed")
 		if why != "" {
 			return fmt.Errorf("the next release: %s", why)
 		}

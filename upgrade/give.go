@@ -104,6 +104,7 @@ type tally struct {
 
 // newGiver greets the other side.
 func newGiver(ch *channel, own hello, opt Options, by time.Time) (*giver, error) {
+	failpoint("give.greet")
 	peer, err := ch.greet(own, by)
 	version := 0
 	if err == nil {
@@ -872,10 +873,12 @@ func (g *giver) withdraw(why Reason) {
 	if len(k.conns) == 0 {
 		return
 	}
+	failpoint("give.withdraw")
 	if err := g.ch.send(frameWithdraw, appendNumbers(nil, k.numbers)); err != nil {
 		g.strand(k, err)
 		return
 	}
+	failpoint("give.withdrawn")
 	for _, s := range k.conns {
 		if s.refused != "" {
 			g.back(s, s.refused)
@@ -937,6 +940,7 @@ func (g *giver) end() {
 	stuck := g.pending.n > 0 || len(g.owed) > 0
 	g.mu.Unlock()
 	if !stuck {
+		failpoint("give.end")
 		g.ch.send(frameEnd, nil)
 		select { // the taker closes at END; if it does not, nothing of ours hangs on it
 		case <-g.read:

@@ -124,6 +124,7 @@ func (t *taker) thaw(b []byte) error {
 	if len(b) < 4 {
 		return fmt.Errorf("%w: FREEZE of %d bytes", errProtocol, len(b))
 	}
+	failpoint("take.thaw")
 	version, state := binary.BigEndian.Uint32(b), b[4:]
 	why := ""
 	switch {
@@ -137,6 +138,7 @@ func (t *taker) thaw(b []byte) error {
 			why = fmt.Sprintf("OnThaw: %v", err)
 		}
 	}
+	failpoint("take.thawed")
 	t.ch.send(frameThawed, []byte(why))
 	return nil
 }
@@ -401,6 +403,7 @@ func (t *taker) tell(list []verdict) {
 		c.abandon()
 	}
 	if len(refusals) > 0 {
+		failpoint("take.refused")
 		t.ch.send(frameRefused, refusals)
 	}
 	if len(receipts) > 0 {
