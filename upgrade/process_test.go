@@ -3,6 +3,7 @@ package upgrade
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -97,6 +98,10 @@ func numbers(text string) (list []int) {
 func serveLines(ln net.Listener) {
 	for {
 		c, err := ln.Accept()
+		if errors.Is(err, unix.EMFILE) {
+			time.Sleep(5 * time.Millisecond) // as net/http does
+			continue
+		}
 		if err != nil {
 			log.Fatal(err)
 		}
