@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/bundle"
 	"github.com/hotdeploy/hotdeploy/internal/release"
 )
 
@@ -25,13 +26,16 @@ type Deployment struct {
 	By     string                               // who asks, in words
 	Report Report
 	Leave  context.Context // nil: there is no leaving
+	// Bundler makes what is sent to a daemon that takes bundles; nil: one of its own, without a base.
+	Bundler *Bundler
 	// Reconnect is how long a lost line is tried again; zero: 30 s.
 	Reconnect time.Duration
 
-	line   *Line
-	warned bool
-	phases int // of the upgrade that have been reported
-	phase  string
+	line      *Line
+	delivered map[string]Transfer // by digest of the release
+	warned    bool
+	phases    int // of the upgrade that have been reported
+	phase     string
 }
 
 // Line is an open line to the daemon of one service. Whoever opened it closes it.
@@ -59,12 +63,14 @@ type Report struct {
 
 // Transfer is how far an upload is.
 type Transfer struct {
-	Files   int   // that are missing on the host
-	Total   int64 // bytes of them, those that arrived earlier included
-	Done    int64 // bytes of Total that are there
-	Resumed int64 // bytes of Total that an earlier upload brought
-	Reused  int64 // bytes of the release that the host had from other releases
-	Ended   bool
+	Files    int   // that are missing on the host
+	Total    int64 // bytes to send for them, those that arrived earlier included; may grow while a bundle is made
+	Done     int64 // bytes of Total that are there
+	Resumed  int64 // bytes of Total that an earlier upload brought
+	Reused   int64 // bytes of the release that the host had from other releases
+	Contents int64 // bytes that the host makes of a bundle; zero: the files are sent as they are
+	Delta    bool  // the bundle is based on a release that the host has
+	Ended    bool
 }
 
 // Result is what a push or an upgrade came to.
@@ -89,14 +95,14 @@ func (d *Deployment) Push(ctx context.Context, rel *release.Packed) (Result, err
 	if err := busy(d.Name, st); err != nil {
 		return Result{}, d.unchanged(ctx, err)
 	}
-	t, err := d.send(ctx, rel)
+	t, err := d.deliver(ctx, rel, st)
 	if err != nil {
 		return Result{Transfer: t}, d.unchanged(ctx, err)
 	}
 	req := api.UpgradeRequest{Kind: api.KindPush, Version: ref.Version, Digest: ref.Digest}
 	res, err := d.upgrade(ctx, st, req)
 	if errors.Is(err, api.ErrNotFound) && ctx.Err() == nil { // it was there from a push that failed, and has just gone
-		if t, err = d.send(ctx, rel); err != nil {
+		if t, err = d.send(ctx, rel, st); err != nil {
 			return Result{Transfer: t}, d.unchanged(ctx, err)
 		}
 		res, err = d.upgrade(ctx, st, req)
@@ -106,6 +112,36 @@ func (d *Deployment) Push(ctx context.Context, rel *release.Packed) (Result, err
 		d.discard(ref.Digest)
 	}
 	return res, err
+}
+
+// Deliver brings a release to the host and does not make it serve: [Deployment.Push] does that later, and does not send it again. The error is
+// a *[Failure].
+func (d *Deployment) Deliver(ctx context.Context, rel *release.Packed) error {
+	st, err := d.Begin(ctx)
+	if err != nil {
+		return d.unchanged(ctx, err)
+	}
+	if serves(st, rel.Ref()) {
+		return nil
+	}
+	if err := busy(d.Name, st); err != nil {
+		return d.unchanged(ctx, err)
+	}
+	if _, err := d.deliver(ctx, rel, st); err != nil {
+		return d.unchanged(ctx, err)
+	}
+	return nil
+}
+
+func (d *Deployment) deliver(ctx context.Context, rel *release.Packed, st api.Status) (Transfer, error) {
+	if t, ok := d.delivered[rel.Digest]; ok {
+		return t, nil
+	}
+	t, err := d.send(ctx, rel, st)
+	if err == nil {
+		d.delivered = map[string]Transfer{rel.Digest: t}
+	}
+	return t, err
 }
 
 // discard takes back what was uploaded for an upgrade that did not begin, so that nothing has changed. The host keeps the content for a while: another
@@ -149,7 +185,14 @@ func busy(name string, st api.Status) error {
 
 // send uploads what the host lacks. Parts that the host finds damaged are sent once more, and only once: a second time it is
 // not the line.
-func (d *Deployment) send(ctx context.Context, rel *release.Packed) (Transfer, error) {
+func (d *Deployment) send(ctx context.Context, rel *release.Packed, st api.Status) (Transfer, error) {
+	if st.Daemon.Bundles == bundle.Format {
+		t, err := d.sendBundle(ctx, rel, st)
+		if !errors.Is(err, api.ErrBundle) {
+			return t, err
+		}
+		d.say(fmt.Sprintf("%v; sending the files as they are", err))
+	}
 	t, err := d.sendOnce(ctx, rel)
 	if errors.Is(err, api.ErrDigest) || errors.Is(err, api.ErrIncomplete) {
 		d.say(fmt.Sprintf("%v; sending it again", err))

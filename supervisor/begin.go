@@ -20,11 +20,12 @@ type upgrade struct {
 	done   chan struct{} // closed when it has ended and s.busy is free again
 	phased time.Time     // when the current phase began; used by its goroutine alone
 	number int           // of the generation that it starts; likewise
-	failed time.Time     // when it failed, if it did; likewise
-	gave   *generation   // who gave its connections to the new one; likewise
 	moves  bool          // it has the turn to move connections; likewise
 
-	// owned by the loop
+	// owned by the loop; its goroutine, which alone changes the first three, may read them
+	failed    time.Time   // when it failed, if it did
+	failure   *api.Error  // and why
+	gave      *generation // who gave its connections to the new one
 	record    api.Upgrade
 	committed bool
 	text      string         // what came of the current phase
@@ -84,8 +85,10 @@ func (s *Supervisor) mayBegin(req api.UpgradeRequest) (joined *upgrade, wait <-c
 		return nil, nil, errNotWanted
 	case b != nil && start && b.record.Kind == api.KindStart:
 		return b, nil, nil
-	case b != nil && b.record.Kind == api.KindStart && !b.committed:
-		b.cancel(errCancelled)
+	case b != nil && b.record.Kind == api.KindStart:
+		if !b.committed { // else it is as good as over
+			b.cancel(errCancelled)
+		}
 		return nil, b.done, nil
 	case b != nil:
 		return nil, nil, s.isBusy(fmt.Sprintf("%s is at it: %s of %s since %s, now in phase %s", b.record.By, b.record.Kind,

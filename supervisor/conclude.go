@@ -30,7 +30,8 @@ func (s *Supervisor) takeBack(g *generation) {
 func (s *Supervisor) conclude(u *upgrade, g *generation, err error) {
 	record := s.outcome(u, g, err)
 	counts := err != nil && record.Error.Code != api.ErrCancelled.Code && record.Error.Code != api.ErrStopping.Code
-	s.record(u, record, counts)
+	s.remember(u, record, counts)
+	s.at("remembered")
 	s.do(func() {
 		u.record = *record
 		s.busy = nil
@@ -75,9 +76,9 @@ func (s *Supervisor) outcome(u *upgrade, g *generation, err error) *api.Upgrade 
 	return r
 }
 
-// record keeps the outcome in the history, and forgets that u was in flight. Of the starts of a release that does not come up only
+// remember keeps the outcome in the history, and forgets that u was in flight. Of the starts of a release that does not come up only
 // the first one in a row is kept.
-func (s *Supervisor) record(u *upgrade, record *api.Upgrade, counts bool) {
+func (s *Supervisor) remember(u *upgrade, record *api.Upgrade, counts bool) {
 	if record.Kind == api.KindStart {
 		first := false
 		s.do(func() { first = counts && s.startFailure == "" })
@@ -91,6 +92,7 @@ func (s *Supervisor) record(u *upgrade, record *api.Upgrade, counts bool) {
 	if record.Kind == api.KindStart {
 		return
 	}
+	s.at("in history")
 	if err := s.changeState(func(st *store.State) { st.Upgrade = nil }); err != nil {
 		s.logf("write the state: %v", err)
 	}
@@ -147,6 +149,7 @@ func (s *Supervisor) prune(g *generation) {
 		}
 	}
 	s.alone(func() {
+		s.at("prune")
 		removed, err := s.store.Prune(s.ctx, g.rel.Manifest.Spec.Releases.Keep, func(digest string) bool { return inUse[digest] })
 		if err != nil && s.ctx.Err() == nil {
 			s.logf("prune old releases: %v", err)

@@ -11,5 +11,8 @@
 // stay, drain.go sees the old one off. keeper.go restarts what crashes and goes back to the release before when it
 // keeps crashing. handoff.go moves live connections between ready and soak.
 //
+// A supervisor may be killed at any instruction: ledger.go writes down what runs, adopt.go goes on with what another one left, end.go
+// ends it if none comes.
+//
 // Read [Supervisor.Run] first, then upgrade.go.
 package supervisor

@@ -26,10 +26,23 @@ func (s *Supervisor) drain(g *generation) {
 		g.deadline = &d
 	}
 	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) is draining", g.number, g.rel.Version)})
+	s.record()
+	s.at("drain")
+	s.tell(g)
+	s.background(func() { s.seeOff(g) })
+}
+
+// tell asks g to finish. Not twice, not even by two supervisors: to many apps a second SIGTERM means at once. On the loop.
+func (s *Supervisor) tell(g *generation) {
+	if g.told {
+		return
+	}
 	if err := g.group.Signal(syscall.SIGTERM); err != nil {
 		s.logf("generation %d: ask it to finish: %v", g.number, err)
 	}
-	s.background(func() { s.seeOff(g) })
+	g.told = true
+	s.record()
+	s.at("told")
 }
 
 // usualSample is how often the kernel is asked for a draining generation's connections at most, and maxSample how often at
@@ -291,7 +304,11 @@ func (s *Supervisor) retire(number int, now bool) error {
 
 // end stops g in order: SIGTERM, the time its release asks for, SIGKILL. With grace zero it is killed at once.
 func (s *Supervisor) end(g *generation, grace time.Duration) {
-	s.do(func() { g.state = api.GenStopping })
+	s.do(func() {
+		g.state = api.GenStopping
+		s.record()
+	})
+	s.at("end")
 	if grace > 0 {
 		if err := g.group.Signal(syscall.SIGTERM); err != nil {
 			s.logf("generation %d: ask it to stop: %v", g.number, err)

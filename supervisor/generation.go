@@ -18,6 +18,9 @@ import (
 	"github.com/hotdeploy/hotdeploy/upgrade/control"
 )
 
+// generationCgroup is how the cgroup of a generation begins; its number follows.
+const generationCgroup = "generation-"
+
 // generation is one running instance of a release.
 type generation struct {
 	number  int
@@ -28,7 +31,9 @@ type generation struct {
 	output  *output   // its last lines; nil where they go to the journal
 	line    *line     // its control channel
 	takes   string    // in which mode another one is to give it connections; "": there is none
-	started time.Time
+
+	goneBefore bool // its main process had ended when it was adopted
+	started    time.Time
 
 	ready  chan struct{}      // closed at READY=1
 	extend chan time.Duration // EXTEND_TIMEOUT_USEC, the newest; capacity one
@@ -36,6 +41,7 @@ type generation struct {
 
 	// owned by the loop
 	saidReady   bool
+	told        bool // to finish, by SIGTERM
 	saidEnd     bool // its end has been told
 	failed      bool // its upgrade was taken back
 	saidAccepts bool // that it goes on accepting
@@ -54,7 +60,7 @@ type generation struct {
 // start runs rel as a new generation and watches it. The caller owns s.busy. The listeners that the release adds are bound
 // first; if anything fails they are closed again and nothing has changed.
 func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) {
-	mode, err := s.giving(u)
+	mode, err := s.giving(u, rel)
 	if err != nil {
 		return nil, err
 	}
@@ -64,33 +70,47 @@ func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) 
 	}
 	g := &generation{takes: mode, number: u.number, rel: rel, sockets: lent, started: time.Now(), state: api.GenStarting, sampled: -1,
 		ready: make(chan struct{}), extend: make(chan time.Duration, 1), gone: make(chan struct{}), retire: make(chan bool, 1)}
-	s.do(func() { s.launching = true })
-	err = s.launch(g)
-	s.do(func() { s.launched(u, g, err) })
-	if err != nil {
+	s.at("start")
+	if err := s.launch(u, g); err != nil {
+		s.unkeep(processName(g.number), controlName(g.number))
+		s.do(func() {
+			delete(s.gens, g.number)
+			s.listeners.release(g.sockets)
+		})
 		return nil, err
 	}
+	s.background(func() { s.watch(g) })
+	s.at("started")
 	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) started, pid %d", g.number, rel.Version, g.group.Pid())})
 	return g, nil
 }
 
-// launched makes g one of the living, or takes its sockets back. On the loop.
-func (s *Supervisor) launched(u *upgrade, g *generation, err error) {
-	s.launching = false
+// born makes g one of the living, for us and for whoever comes after us. Only then does its process become the app. What serves
+// already must be restarted even if nothing can be written down.
+func (s *Supervisor) born(u *upgrade, g *generation, group *procs.Group) error {
+	g.group = group
+	pidfd, err := group.Pidfd()
 	if err != nil {
-		s.early = nil
-		s.listeners.release(g.sockets)
-		return
+		return err
 	}
-	u.record.Generation = g.number
-	s.gens[g.number] = g
-	s.replayEarly()
-	s.background(func() { s.watch(g) })
+	defer pidfd.Close()
+	s.keep(processName(g.number), pidfd)
+	s.keep(controlName(g.number), g.line)
+	s.at("born")
+	s.do(func() {
+		u.record.Generation = g.number
+		s.gens[g.number] = g
+		if err = s.record(); u.record.Kind == api.KindStart {
+			err = nil
+		}
+	})
+	s.at("recorded")
+	return err
 }
 
 // launch makes the process. Its environment is the unit's, the release's and the host's env file: nothing of the
 // generation before.
-func (s *Supervisor) launch(g *generation) error {
+func (s *Supervisor) launch(u *upgrade, g *generation) error {
 	spec := g.rel.Manifest.Spec
 	fromFiles, warnings, err := s.store.Env(s.opt.Environ, spec)
 	if err != nil {
@@ -139,13 +159,14 @@ func (s *Supervisor) launch(g *generation) error {
 	env = append(env[:len(env):len(env)], control.Env+"="+strconv.Itoa(3+len(files))) // behind the listeners
 	files = append(files, theirs)
 	command := spec.Run.Command
-	g.group, err = procs.Launch(procs.Spec{
-		Helper: s.opt.Helper, Name: fmt.Sprintf("generation-%d", g.number), Cgroup: s.opt.Cgroup,
+	_, err = procs.Launch(procs.Spec{
+		Helper: s.opt.Helper, Name: fmt.Sprint(generationCgroup, g.number), Cgroup: s.opt.Cgroup,
 		Path: procs.Find(command[0], g.rel.FilesDir, env), Args: command, Env: env, Dir: g.rel.FilesDir,
 		Files: files, Stdout: stream, Stderr: stream,
+		Born: func(group *procs.Group) error { return s.born(u, g, group) },
 	})
 	if err != nil {
-		l.Close()
+		l.close()
 		out.close()
 		return launchError(command[0], err)
 	}
@@ -179,7 +200,8 @@ func (s *Supervisor) watch(g *generation) {
 		s.logf("generation %d: %v", g.number, err)
 	}
 	g.output.close()
-	g.line.Close()
+	g.line.close()
+	s.unkeep(processName(g.number), controlName(g.number))
 	s.do(func() {
 		delete(s.gens, g.number)
 		s.listeners.release(g.sockets)
@@ -201,7 +223,11 @@ func (s *Supervisor) exited(g *generation) {
 	}
 	if !g.saidEnd {
 		g.saidEnd = true
-		s.emit(api.Event{Type: typ, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) %s", g.number, g.rel.Version, g.group.Exit())})
+		text := fmt.Sprintf("generation %d (%s) %s", g.number, g.rel.Version, g.group.Exit())
+		if g.goneBefore {
+			text += " while no supervisor ran"
+		}
+		s.emit(api.Event{Type: typ, Generation: g.number, Text: text})
 	}
 	if crashed {
 		s.crashes++

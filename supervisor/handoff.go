@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+	"github.com/hotdeploy/hotdeploy/supervisor/store"
 	"github.com/hotdeploy/hotdeploy/upgrade/control"
 )
 
@@ -44,8 +46,14 @@ func (t turn) give() { <-t }
 
 // line is one generation's control channel. Only the goroutine of the upgrade in flight reads it.
 type line struct {
-	*control.Conn
-	hello *control.Message
+	*control.Conn                  // nil: it was lost with an earlier supervisor
+	hello         *control.Message // owned by the loop
+}
+
+func (l *line) close() {
+	if l.Conn != nil {
+		l.Conn.Close()
+	}
 }
 
 // openLine makes the channel; theirs is the child's end, and the caller's to close.
@@ -55,11 +63,14 @@ func openLine() (l *line, theirs *os.File, err error) {
 }
 
 // moves says whether g can give and take connections. It has said so before it was ready, if ever.
-func (g *generation) moves() bool {
-	if g.line.hello == nil {
+func (s *Supervisor) moves(g *generation) bool {
+	if g.line.Conn == nil {
+		return false
+	}
+	if g.line.hello == nil { // nobody else writes it
 		g.line.Pending(func(m control.Message) {
 			if m.Type == control.Hello && g.line.hello == nil {
-				g.line.hello = &m
+				s.do(func() { g.line.hello = &m })
 			}
 		})
 	}
@@ -83,23 +94,32 @@ func (s *Supervisor) handoff(u *upgrade, g *generation) (err error) {
 		return err
 	}
 	u.moves = true
-	if can, why := canMove(old, g); !can {
+	if can, why := s.canMove(old, g); !can {
 		s.do(func() { u.text = why })
 		return nil
 	}
+	s.do(func() { u.gave = old })
 	s.phase(u, api.PhaseHandoff)
-	u.gave = old
+	s.at("handoff")
 	h, err := s.move(u.ctx, old, g, g)
 	s.do(func() { u.record.Handoff, u.text = h, movedText(h, old, g) })
-	if err == nil && u.ctx.Err() != nil {
-		err = context.Cause(u.ctx)
+	switch {
+	case err != nil:
+		return err
+	case u.ctx.Err() != nil:
+		return context.Cause(u.ctx)
+	case h.Error == control.SharedState:
+		e := api.ErrUnhealthy.With(fmt.Sprintf("what the connections of release %s share did not move to release %s", old.rel.Version, g.rel.Version))
+		e.Hint = fmt.Sprintf("see what it says of that: hotdeploy logs --release %s", g.rel.Version)
+		return e
 	}
-	return err
+	s.at("handed over")
+	return nil
 }
 
 // letIn tells g to accept, if it has waited for what comes with the connections of another one, or would go on to.
 func (s *Supervisor) letIn(g *generation) {
-	if !g.moves() {
+	if !s.moves(g) {
 		return
 	}
 	if err := g.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil && !g.hasEnded() {
@@ -107,15 +127,22 @@ func (s *Supervisor) letIn(g *generation) {
 	}
 }
 
-// giving is in which mode the serving generation gives its connections away; "" if it does not.
-func (s *Supervisor) giving(u *upgrade) (mode string, err error) {
+// giving is in which mode the serving generation is to give its connections to one of rel; "" if it does not, or if that one has to accept before: where
+// readiness is shown by a connection.
+func (s *Supervisor) giving(u *upgrade, rel *store.Release) (mode string, err error) {
+	switch rel.Manifest.Spec.Ready.Check {
+	case release.CheckTCP, release.CheckHTTP:
+		return "", nil
+	}
+	var old *generation
+	if s.do(func() { old = s.serving }); old == nil {
+		return "", nil
+	}
 	if err := s.moving.take(u.ctx); err != nil {
 		return "", err
 	}
 	defer s.moving.give()
-	var old *generation
-	s.do(func() { old = s.serving })
-	if old == nil || !old.moves() {
+	if !s.moves(old) {
 		return "", nil
 	}
 	return cmp.Or(old.line.hello.Mode, "rolling"), nil
@@ -123,8 +150,8 @@ func (s *Supervisor) giving(u *upgrade) (mode string, err error) {
 
 // canMove tells whether connections can go from one generation to another, and if not why, where that is worth a word: it is not where
 // neither knows of moving.
-func canMove(from, to *generation) (can bool, why string) {
-	gives, takes := from.moves(), to.moves()
+func (s *Supervisor) canMove(from, to *generation) (can bool, why string) {
+	gives, takes := s.moves(from), s.moves(to)
 	switch {
 	case gives && !takes:
 		why = to.rel.Version + " takes no connections"
@@ -145,9 +172,10 @@ func shareProtocol(a, b *generation) bool {
 // handBack undoes a handoff: the old generation accepts again, and gets its connections back from the new one if that still lives.
 func (s *Supervisor) handBack(u *upgrade, g *generation) {
 	old := u.gave
-	if old == nil {
+	if old == nil || old.line.Conn == nil {
 		return
 	}
+	s.at("hand back")
 	if err := old.line.Send(control.Message{Type: control.Proceed, Takes: true}, nil, sendTimeout); err != nil {
 		s.logf("generation %d: %v", old.number, err)
 		return
@@ -160,7 +188,7 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 		return
 	default:
 	}
-	if h := u.record.Handoff; h.Moved == 0 && len(h.Kept) == 0 && h.Error != "" {
+	if h := u.record.Handoff; h != nil && h.Moved == 0 && len(h.Kept) == 0 && h.Error != "" {
 		return // the two have not even greeted each other; what the new one has accepted it sees off by itself
 	}
 	began := time.Now()
@@ -186,7 +214,7 @@ func (s *Supervisor) moveRest(g *generation, hurry bool) (tried bool) {
 	if to == nil || to == g || g.hasEnded() {
 		return false
 	}
-	if can, _ := canMove(g, to); !can {
+	if can, _ := s.canMove(g, to); !can {
 		return false
 	}
 	if _, err := s.move(s.ctx, g, to, g); err != nil {
@@ -223,7 +251,7 @@ func (s *Supervisor) mayMove(g *generation, hurry bool) bool {
 
 // keepRest lets g keep what it still has: a connection that is on its way must not be closed in that moment.
 func (s *Supervisor) keepRest(g *generation) {
-	if !g.moves() {
+	if !s.moves(g) {
 		return
 	}
 	if err := g.line.Send(control.Message{Type: control.Proceed}, nil, sendTimeout); err != nil && !g.hasEnded() {

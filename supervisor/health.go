@@ -68,6 +68,7 @@ func (s *Supervisor) isReady(g *generation) error {
 			s.logf("lengthen the queue of listener %s again: %v", k.Listener.Name, err)
 		}
 	}
+	s.moves(g) // what it said of itself is worth more than one supervisor's life
 	s.do(func() { g.readyAt, g.state = &now, api.GenSoaking })
 	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number,
 		Text: fmt.Sprintf("generation %d (%s) is ready after %s", g.number, g.rel.Version, now.Sub(g.started).Round(time.Millisecond))})

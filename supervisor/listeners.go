@@ -19,6 +19,9 @@ type socket struct {
 	as          release.Listener // as the committed release calls it; the first one to have it otherwise
 	users       int
 	fromSystemd bool
+	id          int            // for the ledger and the fd store
+	recorded    sockets.Record // likewise
+	lost        bool           // nobody has a descriptor of it any more but the generations that serve on it
 }
 
 // listenerSet owns the listening sockets. It belongs to the loop.
@@ -27,6 +30,7 @@ type listenerSet struct {
 	closed func(*socket) // is told of each one that is closed; on the loop
 	passed []*os.File    // by systemd, not matched yet
 	open   []*socket
+	lastID int
 }
 
 func newListenerSet(runDir string, passed []*os.File, closed func(*socket)) *listenerSet {
@@ -37,6 +41,7 @@ func newListenerSet(runDir string, passed []*os.File, closed func(*socket)) *lis
 // here and not on the loop, since that may ask the network for a name. Each gets one more user; on an error nothing has
 // changed. The caller owns s.busy, or nobody can have it yet.
 func (s *Supervisor) lend(ls []release.Listener) ([]*socket, error) {
+	s.unkeepClosed()
 	var lent []*socket
 	var err error
 	s.do(func() { lent, err = s.listeners.find(ls) })
@@ -56,11 +61,24 @@ func (s *Supervisor) lend(ls []release.Listener) ([]*socket, error) {
 			}
 			return nil, err
 		}
-		lent[i] = &socket{Socket: b, as: ls[i], users: 1}
+		lent[i] = &socket{Socket: b, as: ls[i], users: 1, recorded: b.Record()}
 		bound = append(bound, lent[i])
+	}
+	s.do(func() {
+		for _, k := range bound {
+			k.id = s.listeners.nextID()
+		}
+	})
+	for _, k := range bound {
+		s.keep(listenerName(k.id), k.File)
 	}
 	s.do(func() { s.listeners.open = append(s.listeners.open, bound...) })
 	return lent, nil
+}
+
+func (l *listenerSet) nextID() int {
+	l.lastID++
+	return l.lastID
 }
 
 // find returns the sockets for ls as far as they are there, with one more user, and nil where one must be bound.
@@ -121,7 +139,7 @@ func (l *listenerSet) adopt(want release.Listener) (*socket, error) {
 			return nil, fmt.Errorf("systemd's socket of that name is another one: %w", err)
 		}
 		l.passed = append(l.passed[:i:i], l.passed[i+1:]...)
-		k := &socket{Socket: adopted, as: want, users: 1, fromSystemd: true} // systemd's own stay open: one user for ever
+		k := &socket{Socket: adopted, as: want, users: 1, fromSystemd: true, id: l.nextID(), recorded: adopted.Record()} // systemd's own stay open: one user for ever
 		l.open = append(l.open, k)
 		return k, nil
 	}
@@ -196,11 +214,13 @@ func (l *listenerSet) release(ks []*socket) {
 		}
 		l.open = slices.DeleteFunc(l.open, func(o *socket) bool { return o == k })
 		k.Close()
-		l.closed(k)
+		if !k.lost {
+			l.closed(k)
+		}
 	}
 }
 
-// closeAll is for the end of the daemon.
+// closeAll is for the end of the daemon. Sockets that the next one may find in the fd store are left alone.
 func (l *listenerSet) closeAll() {
 	for _, k := range l.open {
 		k.Close()

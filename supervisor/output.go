@@ -2,6 +2,8 @@ package supervisor
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"sync"
@@ -29,14 +31,53 @@ type output struct {
 }
 
 // newOutput returns the relay and the end that the process writes to; the caller closes that one when the process has it.
+//
+// That end is one for reading too: so the process does not die of a broken pipe with its supervisor. What it prints waits in the pipe for
+// the next one, see reopenOutput.
 func newOutput(version string, to io.Writer, kept *printed) (*output, *os.File, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
 	}
+	defer w.Close()
+	both, err := reopen(w, os.O_RDWR)
+	if err != nil {
+		r.Close()
+		return nil, nil, err
+	}
+	return relayFrom(r, version, to, kept), both, nil
+}
+
+// reopenOutput goes on with the relay of a process that an earlier supervisor started.
+func reopenOutput(version string, pid int, to io.Writer, kept *printed) (*output, error) {
+	path := fmt.Sprintf("/proc/%d/fd/1", pid)
+	if st, err := os.Stat(path); err != nil || st.Mode().Type() != os.ModeNamedPipe {
+		return nil, errors.New("its standard output is no pipe that we may open")
+	}
+	r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	return relayFrom(r, version, to, kept), nil
+}
+
+func relayFrom(r *os.File, version string, to io.Writer, kept *printed) *output {
 	o := &output{version: version, read: r, done: make(chan struct{}), kept: kept}
 	go o.relay(to)
-	return o, w, nil
+	return o
+}
+
+// reopen opens what f is anew, in another mode.
+func reopen(f *os.File, flag int) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var again *os.File
+	if ctlErr := raw.Control(func(fd uintptr) { again, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), flag, 0) }); ctlErr != nil {
+		return nil, ctlErr
+	}
+	return again, err
 }
 
 // relay ends when every process that holds the other end has ended, or at close.

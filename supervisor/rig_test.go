@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 		selves[os.Args[2]]()
 		os.Exit(0)
 	}
+	if len(os.Args) > 1 && os.Args[1] == "daemon" {
+		beDaemon()
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 

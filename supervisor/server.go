@@ -29,6 +29,7 @@ const (
 	maxRequest     = 64 << 10
 	maxControl     = 64  // connections at once
 	maxLarge       = 2   // requests at once that may be larger than maxRequest
+	streamed       = -1  // of a request that its endpoint reads by itself
 	maxBy          = 200 // bytes of who asks
 	maxVersion     = 100
 	shutdownWithin = 2 * time.Second
@@ -103,6 +104,7 @@ func (s *Supervisor) routes() http.Handler {
 	handle("GET /v1/releases", 0, func(http.ResponseWriter, *http.Request) (any, error) { return s.releases() })
 	handle("POST /v1/uploads", release.MaxManifestBytes, s.planUpload)
 	handle("POST /v1/uploads/{digest}/complete", maxRequest, s.completeUpload)
+	handle("PUT /v1/uploads/{digest}/bundles/{id}", streamed, s.takeBundle)
 	handle("DELETE /v1/uploads/{digest}", 0, func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return s.afterwards(s.discard(r.PathValue("digest")))
 	})
@@ -184,6 +186,9 @@ func (s *Supervisor) answer(w http.ResponseWriter, r *http.Request, limit int64,
 // readBody takes the whole request in, so that only a slow sender has a time limit, and not the work that follows: a read
 // deadline that passes during that would end r's context. A sender may be slow, but must not stand still.
 func (s *Supervisor) readBody(w http.ResponseWriter, r *http.Request, limit int64) error {
+	if limit == streamed {
+		return nil
+	}
 	if limit > maxRequest { // few at a time: they are kept in memory
 		select {
 		case s.large <- struct{}{}:
@@ -306,11 +311,12 @@ func (s *Supervisor) releases() (any, error) {
 }
 
 func (s *Supervisor) planUpload(_ http.ResponseWriter, r *http.Request) (any, error) {
-	manifest, err := io.ReadAll(r.Body)
+	manifest, err := s.readManifest(r)
 	if err != nil {
-		return nil, fmt.Errorf("read the manifest: %w", err)
+		return nil, err
 	}
 	facts := s.facts()
+	facts.Bundle = r.URL.Query().Get("bundle") == "1"
 	facts.SameUser = r.Context().Value(peerUID{}) == os.Getuid()
 	plan, err := s.store.Plan(r.Context(), manifest, facts)
 	if !errors.Is(err, api.ErrConflict) {

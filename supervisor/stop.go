@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
+	"github.com/hotdeploy/hotdeploy/systemd"
 )
 
 // stopping is an operator's stop under way. Nothing begins until it has ended.
@@ -71,6 +74,7 @@ func (s *Supervisor) stopNow(req api.StopRequest) error {
 		s.listeners.release(s.held)
 		s.held = nil
 	})
+	s.unkeepClosed()
 	s.emit(api.Event{Type: api.EventService, Text: "stopped by " + req.By})
 	return nil
 }
@@ -149,7 +153,26 @@ func (s *Supervisor) shutdown() {
 		<-busy.done // its context has ended with ours
 	}
 	s.endAll(false)
-	s.do(s.listeners.closeAll)
+	s.do(s.leave)
+}
+
+// leave closes the listeners, after an orderly end. Where systemd keeps duplicates of them the next supervisor finds them by the
+// ledger: at a restart clients wait in the queue meanwhile. The path of a unix socket is gone with it. On the loop.
+func (s *Supervisor) leave() {
+	s.held = nil
+	s.listeners.open = slices.DeleteFunc(s.listeners.open, func(k *socket) bool {
+		if k.recorded.Path != 0 {
+			k.Close()
+		}
+		return k.recorded.Path != 0
+	})
+	if (systemd.FDStore{}).Enabled() && len(s.listeners.open) > 0 {
+		s.record()
+	} else {
+		os.Remove(ledgerPath(s.opt.Config.RunDir))
+	}
+	s.recordNothing = true
+	s.listeners.closeAll()
 }
 
 // running tells whether the service should run: no operator stopped it since the machine booted. A reboot starts everything

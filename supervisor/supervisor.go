@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"log"
 	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/bundle"
 	"github.com/hotdeploy/hotdeploy/internal/config"
 	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/internal/release"
@@ -31,6 +31,9 @@ type Options struct {
 	Journal bool        // the app's output goes straight to the journal
 	Output  *os.File    // else it is relayed here; not closed
 	Log     *log.Logger // one line for each event
+	Stored  []*os.File  // what systemd's fd store kept for us; the supervisor closes them
+
+	At func(step string) // called at each instruction at which tests kill the supervisor; nil outside of tests. It may be on the loop
 }
 
 // Supervisor is one service on one machine. Make it with New, run it with Run.
@@ -49,9 +52,11 @@ type Supervisor struct {
 	sample   time.Duration     // usualSample
 	step     func(name string) // an instruction at which tests interfere; it does nothing
 	large    chan struct{}     // one for each request that may be a large one
+	legacy   legacy            // what an earlier supervisor left, until Run has settled it
 	moving   turn              // who has it may move connections
 
-	stateMu sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
+	unkeepMu sync.Mutex // held while systemd closes listeners, so that an address is free afterwards
+	stateMu  sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
 
 	calls   chan func()
 	stopped chan struct{}   // closed when the loop has ended
@@ -64,26 +69,29 @@ type Supervisor struct {
 	handoffWithin time.Duration // handoffTimeout
 
 	// owned by the loop
-	state        store.State
-	gens         map[int]*generation
-	serving      *generation
-	listeners    *listenerSet
-	held         []*socket // the committed release's, so that clients can wait in the queue while no generation runs
-	busy         *upgrade  // in flight
-	last         *api.Upgrade
-	stopping     *stopping       // an operator's stop under way
-	pruning      <-chan struct{} // closed when releases have been removed; nil: nobody removes any
-	keeper       keeper
-	startFailure string         // why the last start failed; empty since something serves
-	launching    bool           // a process is being started and not registered yet
-	early        []earlyMessage // notify messages from a process that is not registered yet
-	counts       map[upgradeCount]int
-	crashes      int
-	moved        int // connections, since the start
-	refused      int
-	kept         map[string]int
-	longestPause time.Duration // of the last handoff
-	text         string        // the status text as systemd knows it
+	state         store.State
+	gens          map[int]*generation
+	serving       *generation
+	listeners     *listenerSet
+	held          []*socket // the committed release's, so that clients can wait in the queue while no generation runs
+	busy          *upgrade  // in flight
+	last          *api.Upgrade
+	stopping      *stopping       // an operator's stop under way
+	pruning       <-chan struct{} // closed when old releases have been removed; nil: nobody removes any
+	keeper        keeper
+	closed        []string // listeners that systemd still keeps
+	startFailure  string   // why the last start failed; empty since something serves
+	recorded      []byte   // the ledger as it was written last
+	recordFailure string   // why it could not be, the last time
+	recordNothing bool     // before Run, and when another supervisor has taken over
+	adopted       []string // what was found at the start, in lines for people
+	counts        map[upgradeCount]int
+	crashes       int
+	moved         int // connections, since the start
+	refused       int
+	kept          map[string]int
+	longestPause  time.Duration // of the last handoff
+	text          string        // the status text as systemd knows it
 }
 
 // New takes the service's folders under its lock. A second daemon for the same service gets store.ErrLocked, a damaged state
@@ -103,10 +111,12 @@ func New(opt Options) (_ *Supervisor, err error) {
 		opt: opt, store: st, bind: sockets.Bind, started: time.Now(), events: newEventLog(), teller: newTeller(), printed: newPrinted(),
 		patience: usualPatience, sample: usualSample, handoffWithin: handoffTimeout, step: func(string) {}, large: make(chan struct{}, maxLarge), moving: make(turn, 1),
 		calls: make(chan func()), stopped: make(chan struct{}), gens: map[int]*generation{}, counts: map[upgradeCount]int{}, kept: map[string]int{},
-		keeper: keeper{policy: defaultRestart()},
+		keeper: keeper{policy: defaultRestart()}, recordNothing: true,
 	}
 	s.listeners = newListenerSet(opt.Config.RunDir, opt.Sockets, func(k *socket) {
 		s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("closed listener %s (%s)", k.as.Name, k.Addr)})
+		s.closed = append(s.closed, listenerName(k.id))
+		s.background(s.unkeepClosed)
 	})
 	if s.state, err = st.LoadState(); err != nil {
 		return nil, err
@@ -117,8 +127,8 @@ func New(opt Options) (_ *Supervisor, err error) {
 	if err := os.MkdirAll(opt.Config.RunDir, 0o750); err != nil {
 		return nil, fmt.Errorf("make the run directory: %w", err)
 	}
-	if s.notified, err = systemd.NotifyListen(filepath.Join(opt.Config.RunDir, "notify.sock")); err != nil {
-		return nil, fmt.Errorf("listen for the app's notifications: %w", err)
+	if err := s.adopt(opt.Stored); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
@@ -145,9 +155,15 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		defer close(told)
 		s.teller.run(loopCtx.Done(), s.logf)
 	}()
+	s.settle()
 	s.recoverUpgrade()
-	s.withdrawLeftovers()
+	if s.legacy.from == nil { // else whoever pushed them may still be there, and is about to ask for the upgrade
+		s.withdrawLeftovers()
+	}
 	s.bindCommitted()
+	s.at("adopted")
+	s.resume()
+	s.at("resumed")
 	server := s.serveControl(control)
 	st := s.status()
 	s.notify.Ready(st.Text)
@@ -201,7 +217,7 @@ func (s *Supervisor) loop(ctx context.Context) {
 func (s *Supervisor) do(f func()) {
 	done := make(chan struct{})
 	select {
-	case s.calls <- func() { defer close(done); f() }:
+	case s.calls <- func() { defer close(done); f(); s.record() }:
 		<-done
 	case <-s.stopped:
 	}
@@ -268,7 +284,11 @@ func (s *Supervisor) changeState(change func(*store.State)) error {
 // before it is the one that boots. Without such an upgrade the last is that of the history: who lost the line still asks for it.
 func (s *Supervisor) recoverUpgrade() {
 	var interrupted *api.Upgrade
-	s.do(func() { interrupted = s.state.Upgrade })
+	s.do(func() {
+		if interrupted = s.state.Upgrade; s.busy != nil && interrupted != nil && s.busy.record.ID == interrupted.ID {
+			interrupted = nil // it is not over
+		}
+	})
 	if interrupted == nil {
 		s.recallLast()
 		return
@@ -312,6 +332,13 @@ func (s *Supervisor) recallLast() {
 	}
 }
 
+// at is where a test may kill the supervisor.
+func (s *Supervisor) at(step string) {
+	if s.opt.At != nil {
+		s.opt.At(step)
+	}
+}
+
 func (s *Supervisor) logf(format string, args ...any) { s.opt.Log.Printf(format, args...) }
 
 // emit tells everyone who listens, and the log.
@@ -323,8 +350,8 @@ func (s *Supervisor) emit(e api.Event) {
 }
 
 func daemonInfo(s *Supervisor) api.Daemon {
-	d := api.Daemon{Version: s.opt.Version, PID: os.Getpid(), Started: s.started, Systemd: s.notify.Enabled(),
-		OS: runtime.GOOS, Arch: runtime.GOARCH, Journal: s.opt.Journal}
+	d := api.Daemon{Version: s.opt.Version, PID: os.Getpid(), Started: s.started, Bundles: bundle.Format, Systemd: s.notify.Enabled(),
+		OS: runtime.GOOS, Arch: runtime.GOARCH, Journal: s.opt.Journal, Adopted: s.adopted}
 	if d.Systemd {
 		d.Unit = s.opt.Config.Service + ".service"
 	}

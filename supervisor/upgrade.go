@@ -18,8 +18,17 @@ func (s *Supervisor) perform(u *upgrade, rel *store.Release) {
 	record := s.copyOf(u)
 	s.emit(api.Event{Type: api.EventUpgrade, Upgrade: record, Text: fmt.Sprintf("%s of %s asked for by %s", record.Kind, rel.Version, record.By)})
 	g, err := s.phases(u, rel)
+	s.finish(u, g, err)
+}
+
+// finish takes a failed upgrade back, and closes the books on any.
+func (s *Supervisor) finish(u *upgrade, g *generation, err error) {
 	if err != nil && g != nil {
-		u.failed = time.Now()
+		s.do(func() {
+			u.failed = time.Now()
+			_, u.failure = s.failure(u, g, err)
+		})
+		s.at("take back")
 		s.handBack(u, g)
 		s.takeBack(g)
 	}
@@ -29,6 +38,7 @@ func (s *Supervisor) perform(u *upgrade, rel *store.Release) {
 	if err != nil {
 		s.forget(u, g)
 	}
+	s.at("conclude")
 	s.conclude(u, g, err)
 }
 
@@ -37,30 +47,42 @@ func (s *Supervisor) phases(u *upgrade, rel *store.Release) (*generation, error)
 	if u.record.Kind == api.KindStart {
 		s.hold(rel) // clients wait in the queue from now on, not only from the start on
 	}
+	s.at("verify")
 	if err := s.prepare(u, rel); err != nil {
 		return nil, err
 	}
+	s.at("verified")
 	s.phase(u, api.PhaseStart)
 	g, err := s.start(u, rel)
 	if err != nil {
 		return nil, err
 	}
-	s.phase(u, api.PhaseReady)
-	if err := s.awaitReady(u.ctx, g); err != nil {
-		return g, err
-	}
-	// Where one of the two cannot move connections both generations accept from here on, and old connections finish where they are.
-	if err := s.handoff(u, g); err != nil {
-		return g, err
-	}
-	if u.record.Kind != api.KindStart {
-		s.phase(u, api.PhaseSoak)
-		if err := s.soak(u.ctx, g); err != nil {
-			return g, err
+	return g, s.onward(u, g, api.PhaseReady)
+}
+
+// onward goes on from a phase: the one after start, or the one in which an earlier supervisor was killed.
+func (s *Supervisor) onward(u *upgrade, g *generation, from string) error {
+	if from == api.PhaseReady {
+		s.phase(u, api.PhaseReady)
+		if err := s.awaitReady(u.ctx, g); err != nil {
+			return err
+		}
+		s.at("ready")
+		// Where one of the two cannot move connections both generations accept from here on, and old connections finish where they are.
+		if err := s.handoff(u, g); err != nil {
+			return err
 		}
 	}
+	if u.record.Kind != api.KindStart && from != api.PhaseCommit {
+		s.phase(u, api.PhaseSoak)
+		s.at("soak")
+		if err := s.soak(u.ctx, g); err != nil {
+			return err
+		}
+		s.at("soaked")
+	}
 	s.phase(u, api.PhaseCommit)
-	return g, s.commit(u, g)
+	return s.commit(u, g)
 }
 
 // prepare checks whatever can be checked without starting anything, and meanwhile writes down what is about to happen.
@@ -108,6 +130,7 @@ func (s *Supervisor) commit(u *upgrade, g *generation) error {
 		return err
 	}
 	s.step("commit")
+	s.at("commit")
 	ended, held := false, []*socket(nil)
 	s.do(func() {
 		if ended = g.hasEnded(); !ended { // else its sockets may be closed
@@ -122,8 +145,11 @@ func (s *Supervisor) commit(u *upgrade, g *generation) error {
 		return fmt.Errorf("write the state: %w", err)
 	}
 	s.step("committed")
+	s.at("committed")
 	s.do(func() { s.promote(u, g, held) })
+	s.at("promoted")
 	s.pointCurrent(g.rel.Version)
+	s.at("pointed")
 	return nil
 }
 

@@ -27,6 +27,7 @@ var folders = []folder{
 	{"incoming", 0o770 | fs.ModeSetgid}, // members of the group upload, what they make stays the group's
 	{"shared", 0o750},
 	{"state", 0o700},
+	{tmpFolder, 0o700}, // the service's /tmp
 }
 
 // checkRootFolder refuses a root that is somebody else's, and one that

@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if len(os.Args) > 1 && os.Args[1] == "end" { // ExecStop and ExecStopPost: a role leaves nothing
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 

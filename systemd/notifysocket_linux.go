@@ -38,6 +38,38 @@ func NotifyListen(path string) (*NotifySocket, error) {
 	return s, nil
 }
 
+// NotifyAdopt goes on with a notify socket that an earlier process listened on at path, and whose messages wait in its queue. It owns
+// f, also with an error; the error means that the socket is not the one that messages to path arrive at.
+func NotifyAdopt(f *os.File, path string) (*NotifySocket, error) {
+	defer f.Close() // what follows makes a duplicate
+	conn, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("go on with the notify socket %s: %w", path, err)
+	}
+	c, ok := conn.(*net.UnixConn)
+	if !ok || c.LocalAddr().String() != path || !isSocket(path) {
+		conn.Close()
+		return nil, fmt.Errorf("go on with the notify socket %s: it is not there", path)
+	}
+	s := &NotifySocket{conn: c, path: path}
+	if err := s.prepare(); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("go on with the notify socket %s: %w", path, err)
+	}
+	return s, nil
+}
+
+func isSocket(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Type() == os.ModeSocket
+}
+
+// SyscallConn lets a later process have the socket.
+func (s *NotifySocket) SyscallConn() (syscall.RawConn, error) { return s.conn.SyscallConn() }
+
+// Abandon closes the socket, and leaves its file to whoever goes on with it.
+func (s *NotifySocket) Abandon() error { return s.conn.Close() }
+
 func bindDatagram(path string) (*net.UnixConn, error) {
 	addr := &net.UnixAddr{Name: path, Net: "unixgram"}
 	conn, err := net.ListenUnixgram("unixgram", addr)
@@ -104,8 +136,27 @@ func (s *NotifySocket) Close() error {
 // barrier have been returned by then.
 func (s *NotifySocket) Recv(ctx context.Context) (Message, Sender, error) {
 	defer s.wakeOn(ctx)()
-	m, from, fds, err := s.recv()
-	closeAll(fds) // an fd store would take them here
+	return s.result(ctx, 0)
+}
+
+// Handle is Recv for whoever must not lose a message when he dies: it stays in the queue until handle, which gets ErrMalformed
+// too, has returned. Who comes after him may see it again.
+func (s *NotifySocket) Handle(ctx context.Context, handle func(Message, Sender, error)) error {
+	defer s.wakeOn(ctx)()
+	m, from, err := s.result(ctx, unix.MSG_PEEK)
+	if err != nil && !errors.Is(err, ErrMalformed) {
+		return err
+	}
+	handle(m, from, err)
+	if _, _, err := s.result(ctx, 0); err != nil && !errors.Is(err, ErrMalformed) {
+		return err
+	}
+	return nil
+}
+
+func (s *NotifySocket) result(ctx context.Context, flags int) (Message, Sender, error) {
+	m, from, fds, err := s.recv(flags)
+	closeAll(fds)
 	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
 		return Message{}, Sender{}, context.Cause(ctx)
 	}
@@ -130,10 +181,19 @@ func (s *NotifySocket) wakeOn(ctx context.Context) (undo func()) {
 
 // recv returns the descriptors of the message also when it is malformed; they
 // are the caller's to close.
-func (s *NotifySocket) recv() (Message, Sender, []int, error) {
+func (s *NotifySocket) recv(flags int) (Message, Sender, []int, error) {
 	data := make([]byte, maxMessage+1) // one more than allowed, so that a cut message is known as too long
 	control := make([]byte, unix.CmsgSpace(4*scmMaxFD)+unix.CmsgSpace(unix.SizeofUcred))
-	n, controlLen, _, _, err := s.conn.ReadMsgUnix(data, control)
+	n, controlLen := 0, 0
+	raw, err := s.conn.SyscallConn()
+	if err == nil {
+		var recvErr error
+		err = raw.Read(func(fd uintptr) bool {
+			n, controlLen, _, _, recvErr = unix.Recvmsg(int(fd), data, control, flags|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+			return recvErr != unix.EAGAIN && recvErr != unix.EINTR
+		})
+		err = errors.Join(err, recvErr)
+	}
 	if err != nil {
 		return Message{}, Sender{}, nil, fmt.Errorf("receive a notify message: %w", err)
 	}

@@ -17,6 +17,16 @@ func NotifyListen(path string) (*NotifySocket, error) {
 	return nil, unsupported("listen for notify messages on " + path)
 }
 
+// NotifyAdopt fails with errors.ErrUnsupported.
+func NotifyAdopt(_ *os.File, path string) (*NotifySocket, error) {
+	return nil, unsupported("listen for notify messages on " + path)
+}
+
+// Handle fails with errors.ErrUnsupported.
+func (s *NotifySocket) Handle(context.Context, func(Message, Sender, error)) error {
+	return unsupported("receive a notify message")
+}
+
 // Path is what NOTIFY_SOCKET is set to.
 func (s *NotifySocket) Path() string { return "" }
 

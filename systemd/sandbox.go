@@ -1,6 +1,9 @@
 package systemd
 
-import "strings"
+import (
+	"path/filepath"
+	"strings"
+)
 
 // sandboxGroups is as tight as real apps bear, rated by `systemd-analyze security`.
 // What is not here, and why:
@@ -14,8 +17,9 @@ import "strings"
 //   - PrivateUsers: every peer of the control socket would look like nobody,
 //     and a capability would be worth nothing on the host's network.
 //   - RemoveIPC: it takes shared memory away from generations that outlive
-//     their supervisor. PrivateTmp will have to go for the same reason on the
-//     day that they do.
+//     their supervisor.
+//   - PrivateTmp: so does it with their files, whenever the supervisor is
+//     restarted. The service's own tmp folder is in its place.
 func sandboxGroups(spec UnitSpec) []group {
 	capabilities := strings.Join(uniqueCapabilities(spec), " ")
 	privileges := []option{
@@ -25,6 +29,7 @@ func sandboxGroups(spec UnitSpec) []group {
 	if capabilities != "" {
 		privileges = append(privileges, option{"AmbientCapabilities", capabilities})
 	}
+	tmp := "-" + escapePercent(filepath.Join(spec.Root, tmpFolder))
 	return []group{
 		{"No more rights than the work takes.", append(privileges,
 			option{"RestrictSUIDSGID", "yes"},
@@ -35,7 +40,7 @@ func sandboxGroups(spec UnitSpec) []group {
 			writablePaths(spec),
 			option{"ProtectSystem", "strict"},
 			option{"ProtectHome", "yes"},
-			option{"PrivateTmp", "yes"},
+			option{"BindPaths", tmp + ":/tmp " + tmp + ":/var/tmp"},
 			option{"PrivateDevices", "yes"},
 			option{"PrivateMounts", "yes"},
 			option{"ProtectProc", "invisible"},

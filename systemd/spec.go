@@ -21,6 +21,9 @@ const (
 	maxTimeout         = 30 * 24 * time.Hour
 )
 
+// tmpFolder is below a service's root.
+const tmpFolder = "tmp"
+
 // capNetBindService is the only capability that a unit of ours may have.
 const capNetBindService = "CAP_NET_BIND_SERVICE"
 

@@ -11,6 +11,9 @@ import (
 	"github.com/coreos/go-systemd/v22/unit"
 )
 
+// maxStored is how many descriptors systemd keeps: two for each generation, and the listeners.
+const maxStored = 1024
+
 // UnitFile is the name and the text of one unit.
 type UnitFile struct {
 	Name string // chat.service
@@ -72,19 +75,26 @@ func serviceGroups(spec UnitSpec) []group {
 	start := fmt.Sprintf("%s run --config %s", escapePercent(spec.DaemonPath), escapePercent(spec.ConfigPath))
 	life := []option{
 		{"Type", "notify"},
-		{"NotifyAccess", "main"},
+		{"NotifyAccess", "exec"},
 		{"ExecStart", start},
 		{"Restart", "always"},
 		{"RestartSec", "500ms"},
-		{"KillMode", "mixed"},
 		{"TimeoutStopSec", seconds(spec.StopTimeout)},
 		{"WatchdogSec", seconds(spec.Watchdog)},
 	}
 	for _, sock := range spec.Sockets {
 		life = append(life, option{"Sockets", socketUnitName(spec, sock)})
 	}
+	end := fmt.Sprintf("%s end --config %s", escapePercent(spec.DaemonPath), escapePercent(spec.ConfigPath))
 	return []group{
 		{"A supervisor that is gone comes back, however often.", life},
+		{"Its end is not that of the app: the next supervisor goes on with what runs, by the descriptors that\n" +
+			"systemd keeps meanwhile. A stop ends everything, also when the supervisor cannot.", []option{
+			{"KillMode", "process"},
+			{"FileDescriptorStoreMax", strconv.Itoa(maxStored)},
+			{"ExecStop", end + " --announce"},
+			{"ExecStopPost", end},
+		}},
 		{"Who it is. Generations get cgroups of their own below the delegated one, and an app that\n" +
 			"runs out of memory must not take the others with it.", []option{
 			{"User", spec.User},

@@ -52,7 +52,7 @@ func TestServiceUnit(t *testing.T) {
 		{"Service", "User", "chat"},
 		{"Service", "Group", "chat"},
 		{"Service", "Restart", "always"},
-		{"Service", "KillMode", "mixed"},
+		{"Service", "KillMode", "process"},
 		{"Service", "TimeoutStopSec", "90s"},
 		{"Service", "WatchdogSec", "1500ms"},
 		{"Service", "Delegate", "yes"},

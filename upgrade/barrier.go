@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	ctl "github.com/hotdeploy/hotdeploy/upgrade/control"
 )
 
 // This file is the giver in barrier mode: for apps whose connections know each other.
@@ -136,7 +138,7 @@ func (g *giver) gone() int {
 }
 
 // ReasonFrozen is an app that could not let go of, or take up, what its connections share.
-const ReasonFrozen Reason = "shared state"
+const ReasonFrozen Reason = ctl.SharedState
 
 // freeze lets the app drain its queues, and carries its shared state over.
 func (g *giver) freeze(ctx context.Context) error {

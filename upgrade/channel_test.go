@@ -435,3 +435,39 @@ func FuzzTake(f *testing.F) {
 		}
 	})
 }
+
+// FuzzGive: whatever a taker says before it ends, the giver ends too, and each connection is either given away or goes on here.
+func FuzzGive(f *testing.F) {
+	says := func(kind byte, payload string) []byte {
+		return append([]byte{kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(len(payload)), 0, 0, 0, 0}, payload...)
+	}
+	for _, mode := range []bool{false, true} {
+		f.Add(mode, says(byte(frameThawed), ""))
+		f.Add(mode, append(says(byte(frameReceipt), "\x00\x00\x00\x00"), says(byte(frameRefused), "\x00\x00\x00\x01\x02no")...))
+		f.Add(mode, append(says(byte(frameThawed), ""), says(byte(frameReceipt), "\x00\x00\x00\x01\x00\x00\x00\x01")...))
+		f.Add(mode, says(byte(frameNak), ""))
+		f.Add(mode, says(byte(frameOffer), "nonsense"))
+	}
+	f.Fuzz(func(t *testing.T, barrier bool, data []byte) {
+		from := echoing(t)
+		callers(t, from, 2)
+		a, b := channels(t)
+		own := testHello(1)
+		if barrier {
+			own.Mode = string(Barrier)
+		}
+		go func() {
+			b.send(frameHello, mustJSON(t, testHello(1)))
+			b.next()
+			b.sock.Write(data)
+			b.sock.CloseWrite()
+			io.Copy(io.Discard, b.sock)
+		}()
+		g := startGiver(t, a, own)
+		g.all(within(t), []*listener{from})
+		g.end()
+		if n := len(from.conns()); g.tally.moved+n != 2 {
+			t.Errorf("%d connections have moved and %d are here", g.tally.moved, n)
+		}
+	})
+}

@@ -14,7 +14,7 @@ import (
 )
 
 // This file is the front: where whoever has started us takes the end of that process for the end of the app, it stays, as the parent of those that serve. It passes
-// signals on, asks how orphans ended, and ends as the last one that served did. It never serves itself.
+// signals on, asks how orphans ended, and ends as the last one that served did (with status 1 if only the process before that one knows). It never serves itself.
 
 // frontEnv tells a process that it has a front, and the descriptor of the line to it.
 const frontEnv = "HOTDEPLOY_FRONT"
@@ -33,6 +33,7 @@ func (o Options) needsFront() bool {
 // front is the process that stays. One goroutine does it all.
 type front struct {
 	line    *ctl.Conn
+	word    chan bool      // gets one when there is something on the line
 	gone    chan int       // gets the end of each process that followed the first
 	polite  map[int]bool   // those that have said that they end
 	ending  syscall.Signal // what has asked the app to end; 0: nothing
@@ -53,7 +54,7 @@ func beFront() error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("upgrade: stay in front: %w", os.NewSyscallError("prctl", err))
 	}
-	ours, theirs, err := ctl.Pair()
+	ours, theirs, err := ctl.Files()
 	if err != nil {
 		return fmt.Errorf("upgrade: stay in front: %w", err)
 	}
@@ -64,9 +65,15 @@ func beFront() error {
 	if err != nil {
 		return fmt.Errorf("upgrade: stay in front: %w", err)
 	}
-	f := &front{line: ours, gone: make(chan int), polite: map[int]bool{}, current: p.Pid, alive: []int{p.Pid}}
+	f := &front{word: make(chan bool), gone: make(chan int), polite: map[int]bool{}, current: p.Pid, alive: []int{p.Pid}}
+	if err := f.listen(ours); err != nil {
+		p.Kill()
+		return fmt.Errorf("upgrade: stay in front: %w", err)
+	}
 	for {
 		select {
+		case <-f.word:
+			f.line.Pending(f.heed)
 		case sig := <-signals:
 			f.line.Pending(f.heed) // before anything is concluded: the old one says who follows before it ends
 			if sig != syscall.SIGCHLD {
@@ -87,6 +94,31 @@ func beFront() error {
 			f.exit()
 		}
 	}
+}
+
+// listen notices when a serving process says something. It ends when there is none.
+func (f *front) listen(line *os.File) (err error) {
+	fd, err := unix.FcntlInt(line.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	if f.line, err = ctl.NewConn(line); err != nil {
+		return err
+	}
+	go func() {
+		defer unix.Close(fd)
+		for {
+			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			if _, err := unix.Poll(p, -1); err == unix.EINTR {
+				continue
+			}
+			if p[0].Revents&unix.POLLIN == 0 || p[0].Revents&unix.POLLHUP != 0 {
+				return
+			}
+			f.word <- true
+		}
+	}()
+	return nil
 }
 
 // crashed is how a process ended of which nobody tells.

@@ -70,6 +70,7 @@ func (s *standalone) commit() (err error) {
 
 func (s *standalone) serve() error {
 	s.u.open()
-	go s.run()
-	return s.flip.Ready()
+	err := s.flip.Ready()
+	go s.run() // not before: tableflip makes no new process for one that is not ready
+	return err
 }

@@ -556,7 +556,7 @@ func TestAlone_OldProcessDrains_NextUpgradeWaits(t *testing.T) {
 	d := l.load(20, 20)
 	old := l.readPID()
 	answer := make(chan string)
-	go func() { answer <- l.get("/slow?for=8s") }()
+	go func() { answer <- l.get("/slow?for=5s") }()
 	l.await("the request", func() bool { return d.Snapshot().RequestsOK > 5 })
 	l.signal(old, syscall.SIGHUP)
 	l.await("another pid", func() bool { return l.readPID() != old })

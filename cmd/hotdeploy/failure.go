@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/library"
 	"github.com/hotdeploy/hotdeploy/remote"
 )
 
@@ -87,6 +88,8 @@ type answer struct {
 	Path    string        `json:"path,omitempty"`    // pack, init: what was written
 	Release *packedAnswer `json:"release,omitempty"` // pack
 	Version string        `json:"version,omitempty"` // version
+
+	Local *[]library.Info `json:"local,omitempty"` // releases --local
 
 	bare   any  // printed instead, if all went well
 	wanted bool // also when all went well

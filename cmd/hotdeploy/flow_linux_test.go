@@ -176,7 +176,7 @@ socket = %q
 
 func (w *world) run(args ...string) output {
 	w.t.Helper()
-	got := command(w.t, append([]string{"-c", w.path("app/hotdeploy.toml"), "--ssh-config", w.path("ssh_config")}, args...)...)
+	got := command(w.t, append([]string{"-c", w.path("app/hotdeploy.toml"), "--ssh-config", w.path("ssh_config"), "--store", w.path("store")}, args...)...)
 	w.t.Logf("$ hotdeploy %s   [%d]\n%s%s", strings.Join(args, " "), got.status, got.stderr, got.stdout)
 	return got
 }
@@ -354,7 +354,7 @@ func (w *world) until(word string, do func(), args ...string) output {
 	w.t.Helper()
 	var out, errs bytes.Buffer
 	seen := &trigger{word: word, do: do}
-	args = append([]string{"-c", w.path("app/hotdeploy.toml"), "--ssh-config", w.path("ssh_config")}, args...)
+	args = append([]string{"-c", w.path("app/hotdeploy.toml"), "--ssh-config", w.path("ssh_config"), "--store", w.path("store")}, args...)
 	status := run(w.t.Context(), args, strings.NewReader(""), io.MultiWriter(&out, seen), io.MultiWriter(&errs, seen))
 	return output{status, out.String(), errs.String()}
 }
@@ -364,7 +364,7 @@ func (w *world) each(word string, do func(), args ...string) output {
 	w.t.Helper()
 	var out, errs bytes.Buffer
 	seen := &trigger{word: word, do: do, again: "connecting again"}
-	args = append([]string{"-c", w.path("app/hotdeploy.toml"), "--ssh-config", w.path("ssh_config")}, args...)
+	args = append([]string{"-c", w.path("app/hotdeploy.toml"), "--ssh-config", w.path("ssh_config"), "--store", w.path("store")}, args...)
 	status := run(w.t.Context(), args, strings.NewReader(""), io.MultiWriter(&out, seen), io.MultiWriter(&errs, seen))
 	return output{status, out.String(), errs.String()}
 }

@@ -26,6 +26,7 @@ type narrator struct {
 	name     string
 	terminal bool
 	verbose  bool
+	bars     *bars
 
 	mu      sync.Mutex // protects what follows; held while writing
 	pending bool       // the line of a phase has no end yet
@@ -36,13 +37,53 @@ type narrator struct {
 type upload struct {
 	began, told time.Time
 	first       remote.Transfer
-	progress    *mpb.Progress
 	bar         *mpb.Bar
+}
+
+// bars are the bars of all hosts, one below the other.
+type bars struct {
+	mu       sync.Mutex // protects what follows; taken after a narrator's
+	progress *mpb.Progress
+	active   int
+}
+
+// add makes a bar, below those that are there.
+func (b *bars) add(w io.Writer, name string, total int64) *mpb.Bar {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.progress == nil {
+		b.progress = mpb.New(mpb.WithOutput(w), mpb.WithWidth(barWidth))
+	}
+	b.active++
+	return b.progress.New(total, mpb.BarStyle(), mpb.BarRemoveOnComplete(),
+		mpb.PrependDecorators(decor.Name(name+" "), decor.CountersKiloByte("% .1f of % .1f")),
+		mpb.AppendDecorators(decor.AverageSpeed(decor.SizeB1000(0), "% .1f "), decor.AverageETA(decor.ET_STYLE_GO)))
+}
+
+// drop takes a bar away.
+func (b *bars) drop(bar *mpb.Bar) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	bar.Abort(true)
+	if b.active--; b.active == 0 {
+		b.progress.Wait()
+		b.progress = nil
+	}
+}
+
+// line prints a line, above the bars if there are any.
+func (b *bars) line(w io.Writer, line string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.progress != nil {
+		w = b.progress
+	}
+	fmt.Fprintln(w, line)
 }
 
 func (a *app) newNarrator(name string) *narrator {
 	f, ok := a.stderr.(*os.File)
-	return &narrator{w: a.stderr, name: name, verbose: a.verbose, terminal: ok && term.IsTerminal(int(f.Fd()))}
+	return &narrator{w: a.stderr, name: name, bars: &a.bars, verbose: a.verbose, terminal: ok && term.IsTerminal(int(f.Fd()))}
 }
 
 func (n *narrator) report() remote.Report {
@@ -58,11 +99,7 @@ func (n *narrator) say(text string) {
 
 func (n *narrator) lineLocked(line string) {
 	n.endPhaseLocked()
-	if u := n.upload; u != nil && u.bar != nil {
-		fmt.Fprintln(u.progress, line) // above the bar
-		return
-	}
-	fmt.Fprintln(n.w, line)
+	n.bars.line(n.w, line)
 }
 
 func (n *narrator) endPhaseLocked() {
@@ -115,41 +152,44 @@ func (n *narrator) transfer(t remote.Transfer) {
 	case t.Ended:
 		n.endLocked(t)
 	case u.bar != nil:
+		u.bar.SetTotal(t.Total-t.Resumed, false) // it may grow
 		u.bar.SetCurrent(t.Done - t.Resumed)
 	case time.Since(u.told) >= plainEvery:
 		u.told = time.Now()
-		fmt.Fprintf(n.w, "%s: %s of %s, %s/s, %s left\n", n.name, size(t.Done), size(t.Total), size(u.rate(t)), u.left(t))
+		n.lineLocked(fmt.Sprintf("%s: %s of %s, %s/s, %s left", n.name, size(t.Done), size(t.Total), size(u.rate(t)), u.left(t)))
 	}
 }
 
 func (n *narrator) beginLocked(t remote.Transfer) {
 	n.upload = &upload{began: time.Now(), told: time.Now(), first: t}
-	line := fmt.Sprintf("%s: uploading %s, %s", n.name, count(t.Files, "file"), size(t.Total-t.Resumed))
+	what := size(t.Total - t.Resumed)
+	switch {
+	case t.Delta:
+		what = size(t.Contents) + " as a delta"
+	case t.Contents > 0:
+		what = size(t.Contents) + " compressed"
+	}
+	line := fmt.Sprintf("%s: uploading %s, %s", n.name, count(t.Files, "file"), what)
 	if had := t.Reused + t.Resumed; had > 0 {
 		line += fmt.Sprintf(" (%s are there already)", size(had))
 	}
 	n.lineLocked(line)
-	if !n.terminal {
-		return
+	if n.terminal {
+		n.upload.bar = n.bars.add(n.w, n.name, t.Total-t.Resumed)
 	}
-	n.upload.progress = mpb.New(mpb.WithOutput(n.w), mpb.WithWidth(barWidth))
-	n.upload.bar = n.upload.progress.New(t.Total-t.Resumed, mpb.BarStyle(), mpb.BarRemoveOnComplete(),
-		mpb.PrependDecorators(decor.Name(n.name+" "), decor.CountersKiloByte("% .1f of % .1f")),
-		mpb.AppendDecorators(decor.AverageSpeed(decor.SizeB1000(0), "% .1f "), decor.AverageETA(decor.ET_STYLE_GO)))
 }
 
 func (n *narrator) endLocked(t remote.Transfer) {
 	u := n.upload
 	n.stopBarLocked()
 	took := time.Since(u.began)
-	fmt.Fprintf(n.w, "%s: uploaded %s in %.1fs (%s/s)\n", n.name, size(t.Total-t.Resumed), took.Seconds(), size(u.rate(t)))
+	n.lineLocked(fmt.Sprintf("%s: uploaded %s in %.1fs (%s/s)", n.name, size(t.Total-t.Resumed), took.Seconds(), size(u.rate(t))))
 }
 
 func (n *narrator) stopBarLocked() {
 	u := n.upload
 	if n.upload = nil; u != nil && u.bar != nil {
-		u.bar.Abort(true)
-		u.progress.Wait()
+		n.bars.drop(u.bar)
 	}
 }
 

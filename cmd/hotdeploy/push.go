@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -57,12 +58,70 @@ func (a *app) push(ctx context.Context, arg, version, dir string) error {
 	if err != nil {
 		return err
 	}
-	return a.each(hosts, func(h *host) error {
-		if packErr != nil {
-			return h.notPacked(ctx, packErr)
+	if packErr != nil {
+		return a.each(hosts, func(h *host) error { return h.notPacked(ctx, packErr) })
+	}
+	return a.pushTo(ctx, hosts, rel)
+}
+
+// pushTo brings a release to all hosts at the same time and then makes it serve on one after another.
+func (a *app) pushTo(ctx context.Context, hosts []*host, rel *release.Packed) error {
+	l, err := a.library(ctx)
+	if err != nil {
+		hosts[0].say("warning: %v; what is sent is compressed only", err)
+	}
+	if l != nil {
+		defer l.Close()
+	}
+	bundler := remote.NewBundler(ctx, rel, l)
+	defer bundler.Close()
+	bundler.Guess()
+	keep := newKeeper(l, rel)
+	for _, h := range hosts {
+		h.d.Bundler = bundler
+		h.d.Report.Transfer = func(t remote.Transfer) {
+			if h.told.transfer(t); t.Ended {
+				keep.begin(ctx)
+			}
+		}
+	}
+	failed := a.deliver(ctx, hosts, rel)
+	err = a.each(hosts, func(h *host) error {
+		if failed[h] != nil {
+			return failed[h]
 		}
 		return h.push(ctx, rel)
 	})
+	if err == nil {
+		keep.begin(ctx)
+	}
+	if kept := keep.end(); kept != nil && err == nil {
+		hosts[0].say("warning: %v", kept)
+	}
+	return err
+}
+
+// deliver brings a release to several hosts at the same time. What went wrong matters when it is a host's turn.
+func (a *app) deliver(ctx context.Context, hosts []*host, rel *release.Packed) map[*host]error {
+	if len(hosts) == 1 {
+		return nil // push does it
+	}
+	errs := make([]error, len(hosts))
+	for i, h := range hosts { // one after another: somebody may have to type a passphrase
+		_, _, errs[i] = h.begin(ctx)
+	}
+	var wg sync.WaitGroup
+	for i, h := range hosts {
+		if errs[i] == nil {
+			wg.Go(func() { errs[i] = h.d.Deliver(ctx, rel) })
+		}
+	}
+	wg.Wait()
+	failed := map[*host]error{}
+	for i, h := range hosts {
+		failed[h] = errs[i]
+	}
+	return failed
 }
 
 // notPacked tells, besides what is wrong with the project, what goes on serving.

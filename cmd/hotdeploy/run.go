@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -16,13 +17,14 @@ type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 
-	configFile, sshConfig, service string // global flags
-	json, verbose                  bool
-	completing                     bool // nobody is to be asked for anything
+	configFile, sshConfig, service, store string // global flags
+	json, verbose                         bool
+	completing                            bool // nobody is to be asked for anything
 
 	leave  context.Context // ends with the second ^C
 	keys   *remote.Keys    // passphrases, typed once for all hosts
 	answer answer
+	bars   bars
 }
 
 // run is the whole command; what it returns is the exit status.
@@ -48,7 +50,7 @@ func (a *app) rootCommand() *cobra.Command {
 listening sockets. The new one is watched; if it fails, everything is as before.
 
 HOST is what ssh takes (user@host, an alias) or a target of hotdeploy.toml; it may be left out where hotdeploy.toml has one
-target only. Several hosts go one after another and stop at the first failure.`,
+target only. Several hosts get the release at the same time; then they are upgraded one after another, up to the first failure.`,
 		Example: `  hotdeploy init                 # write hotdeploy.toml
   hotdeploy setup root@web-1     # install the daemon, once per host
   hotdeploy push web-1           # pack, upload, upgrade
@@ -62,6 +64,8 @@ target only. Several hosts go one after another and stop at the first failure.`,
 	f.StringVarP(&a.configFile, "config", "c", "", "the project's file (default: hotdeploy.toml here or further up)")
 	f.StringVar(&a.sshConfig, "ssh-config", "", "ssh's configuration file (default: ssh's own)")
 	f.StringVar(&a.service, "service", "", "the service (default: the one of hotdeploy.toml)")
+	f.StringVar(&a.store, "store", os.Getenv(storeVariable), "where releases are kept to compute deltas from: a folder, sftp://[user@]host/folder, or none\n"+
+		"(default: $"+storeVariable+", or $XDG_CACHE_HOME/hotdeploy)")
 	f.BoolVar(&a.json, "json", false, "print the answer as one JSON object")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "tell more of what happens")
 	root.AddCommand(a.initCommand(), a.packCommand(), a.setupCommand(), a.pushCommand(), a.statusCommand(), a.releasesCommand(),

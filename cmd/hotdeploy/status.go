@@ -125,6 +125,9 @@ func printStatus(w io.Writer, name string, st api.Status, now time.Time) {
 	if up := st.Last; up != nil {
 		fmt.Fprintf(w, "last: %s\n", lastUpgrade(up, now))
 	}
+	for _, line := range st.Daemon.Adopted {
+		fmt.Fprintf(w, "supervisor, %s ago: %s\n", age(st.Daemon.Started, now), line)
+	}
 	if st.Previous != nil {
 		fmt.Fprintf(w, "a rollback goes to %s\n", st.Previous.Version)
 	}

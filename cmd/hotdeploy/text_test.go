@@ -119,7 +119,7 @@ func TestNarrator_NoTerminal_LinesForStartAndEndOnly(t *testing.T) {
 
 func TestNarrator_Terminal_LeavesNoLineHalfWritten(t *testing.T) {
 	var b bytes.Buffer
-	n := &narrator{w: &b, name: "web-1", terminal: true}
+	n := &narrator{w: &b, name: "web-1", terminal: true, bars: new(bars)}
 	n.enter("start")
 	n.phase(api.PhaseTime{Phase: "start", Took: time.Second})
 	n.enter("soak")

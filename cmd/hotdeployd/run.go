@@ -92,8 +92,9 @@ func supervise(cmd *cobra.Command, cfg *config.Daemon) error {
 	out := newLogWriter(cmd.ErrOrStderr())
 	defer out.Close()
 	debug.SetGCPercent(50) // it waits most of its life; memory is worth more to its host than the collector's time
+	sockets, stored := systemd.Split(passed)
 	s, err := supervisor.New(supervisor.Options{
-		Config: *cfg, Version: version.String(), Helper: []string{"/proc/self/exe", "launch"}, Sockets: passed,
+		Config: *cfg, Version: version.String(), Helper: []string{"/proc/self/exe", "launch"}, Sockets: sockets, Stored: stored,
 		Environ: systemd.CleanEnviron(os.Environ()), Journal: systemd.OnJournal(), Output: os.Stdout,
 		Log: log.New(out, "hotdeployd: ", 0),
 	})

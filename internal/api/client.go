@@ -112,6 +112,32 @@ func (c *Client) Discard(ctx context.Context, digest string) error {
 	return err
 }
 
+// DeltaType is the content type of what comes as a delta (package delta).
+const DeltaType = "application/x-hotdeploy-delta"
+
+// PlanBundle is PlanUpload for whoever sends a bundle, see [Daemon.Bundles]. The manifest comes as a delta, from the one of the release
+// with digest base, or from nothing if that is empty.
+func (c *Client) PlanBundle(ctx context.Context, manifest []byte, base string) (UploadPlan, error) {
+	q := url.Values{"bundle": {"1"}}
+	if base != "" {
+		q.Set("base", base)
+	}
+	return ask[UploadPlan](ctx, c, http.MethodPost, "/uploads?"+q.Encode(), content{DeltaType, bytes.NewReader(manifest)})
+}
+
+// SendBundle sends a bundle of an upload from offset on, and the daemon makes the release of it. After a lost line the plan tells where to
+// go on.
+func (c *Client) SendBundle(ctx context.Context, digest, id string, offset int64, r io.Reader) (ReleaseInfo, error) {
+	path := "/uploads/" + url.PathEscape(digest) + "/bundles/" + url.PathEscape(id) + "?offset=" + strconv.FormatInt(offset, 10)
+	return ask[ReleaseInfo](ctx, c, http.MethodPut, path, content{"application/octet-stream", r})
+}
+
+// content is a body that is no JSON.
+type content struct {
+	kind string
+	r    io.Reader
+}
+
 // Upgrade begins an upgrade and returns while it is in flight. It goes on if the caller leaves.
 func (c *Client) Upgrade(ctx context.Context, r UpgradeRequest) (Upgrade, error) {
 	return ask[Upgrade](ctx, c, http.MethodPost, "/upgrades", r)
@@ -218,19 +244,27 @@ func (c *Client) answer(ctx context.Context, method, path string, in any) (*http
 }
 
 func newRequest(ctx context.Context, method, path string, in any) (*http.Request, error) {
-	body, isRaw := in.([]byte)
-	if in != nil && !isRaw {
-		var err error
-		if body, err = json.Marshal(in); err != nil {
+	body := content{kind: "application/json"}
+	switch in := in.(type) {
+	case nil:
+		body = content{}
+	case content:
+		body = in
+	case []byte:
+		body.r = bytes.NewReader(in)
+	default:
+		b, err := json.Marshal(in)
+		if err != nil {
 			return nil, fmt.Errorf("encode request for %s: %w", path, err)
 		}
+		body.r = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://hotdeploy"+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, "http://hotdeploy"+path, body.r)
 	if err != nil {
 		return nil, fmt.Errorf("request for %s: %w", path, err)
 	}
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
+	if body.kind != "" {
+		req.Header.Set("Content-Type", body.kind)
 	}
 	return req, nil
 }

@@ -39,6 +39,7 @@ var (
 	ErrMemory      = code("no-memory")      // no room for a second generation
 	ErrDigest      = code("wrong-digest")   // a file is not what the manifest says
 	ErrIncomplete  = code("incomplete")     // parts are still missing
+	ErrBundle      = code("bad-bundle")     // the release could not be made of it: send it without a base
 	ErrListen      = code("cannot-listen")  // in use, or not permitted
 	ErrStart       = code("cannot-start")   // missing, not executable, exited
 	ErrNotReady    = code("not-ready")      // in time

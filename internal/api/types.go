@@ -49,6 +49,8 @@ type Daemon struct {
 	RSS     int64     `json:"rss_bytes"`
 	Journal bool      `json:"journal"` // the app's output goes to the journal, not through /v1/logs
 	Unit    string    `json:"unit"`    // its systemd unit, if any
+	Adopted []string  `json:"adopted"` // what it went on with from a supervisor before it, and what of that was lost; a line each
+	Bundles int       `json:"bundles"` // the version of bundles that it takes; zero: none
 }
 
 // Generation is one running instance of a release.
@@ -103,6 +105,11 @@ type UploadPlan struct {
 	Dir      string `json:"dir"`      // absolute path on the host where each blob goes, named by its SHA256
 	Missing  []Blob `json:"missing"`
 	Reused   int64  `json:"reused_bytes"` // content that other releases on the host already have
+
+	// For whoever sends a bundle; Missing is empty then.
+	Lacks   []int            `json:"lacks,omitempty"`   // what is missing: numbers of files in the manifest
+	Has     []string         `json:"has,omitempty"`     // digests of the releases on the host, the newest first
+	Arrived map[string]int64 `json:"arrived,omitempty"` // bytes of interrupted bundles, by ID
 }
 
 // Blob is one content to send.

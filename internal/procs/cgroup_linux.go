@@ -24,6 +24,7 @@ func (t *cgroupTree) env(env []string) []string { return env }
 func (t *cgroupTree) born(int)                  {}
 func (t *cgroupTree) cgroup() string            { return t.dir }
 func (t *cgroupTree) remove() error             { return removeCgroup(t.dir) }
+func (t *cgroupTree) record(r *Record)          { r.Cgroup = t.dir }
 
 // pids are those of the cgroup and of what the app made below it. The kernel does not list zombies.
 func (t *cgroupTree) pids() []int {
@@ -165,6 +166,9 @@ func rmdirCgroup(dir string) error {
 	}
 	return unix.Rmdir(dir)
 }
+
+// OwnCgroup is the directory of this process's cgroup.
+func OwnCgroup() (string, error) { return cgroupOf("self") }
 
 // Delegated is the cgroup directory that was given to us to divide, or an error that tells why there is none. It is found once.
 func Delegated() (string, error) { return delegated() }

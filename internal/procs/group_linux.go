@@ -14,11 +14,13 @@ import (
 
 // Group is a process tree. Its methods may be called by anybody at any time, also after Remove.
 type Group struct {
-	pid  int
-	main *os.File // pidfd of the main process, open until Remove
-	tree tree
-	done chan struct{}
-	exit Exit // set before done is closed
+	pid     int
+	started uint64   // with the pid it names the main process for ever, in this boot
+	main    *os.File // pidfd of the main process, open until Remove; nil for one that was gone when it was adopted
+	tree    tree
+	adopted bool // nobody here is its parent: no zombie keeps its pid
+	done    chan struct{}
+	exit    Exit // set before done is closed
 
 	removed atomic.Bool
 }
@@ -33,6 +35,7 @@ type tree interface {
 	empty(ctx context.Context) error
 	remove() error // only of an empty one
 	cgroup() string
+	record(*Record)
 }
 
 // groups are those that Remove has not seen yet, by the pid of their main process. The lock is held while a process is born
@@ -47,6 +50,10 @@ func (g *Group) wait() {
 	defer close(g.done)
 	if err := ended(context.Background(), g.main); err != nil {
 		g.exit = Exit{Code: -1}
+		return
+	}
+	if g.adopted {
+		g.exit = g.exitOfOther()
 		return
 	}
 	g.exit = exitOf(g.main)
@@ -64,7 +71,7 @@ func (g *Group) Pids() []int { return g.tree.pids() }
 // Contains tells whether pid belongs to the tree. It reads one small file, or a few. The main process does so until Remove, others
 // while they live: their numbers may be somebody else's afterwards.
 func (g *Group) Contains(pid int) bool {
-	return pid == g.pid && !g.removed.Load() || g.tree.contains(pid)
+	return pid == g.pid && !g.adopted && !g.removed.Load() || g.tree.contains(pid)
 }
 
 // Done is closed when the main process has ended; others of the tree may be left.
@@ -82,6 +89,9 @@ func (g *Group) Exit() Exit {
 
 // Signal sends sig to the main process. One that has ended already is no error.
 func (g *Group) Signal(sig syscall.Signal) error {
+	if g.main == nil {
+		return nil
+	}
 	if err := signalPidfd(g.main, sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("signal process %d: %w", g.pid, err)
 	}
@@ -143,12 +153,15 @@ func (g *Group) Remove() error {
 func (g *Group) forget() {
 	groups.Lock()
 	defer groups.Unlock()
-	if groups.living[g.pid] != g {
-		return // the second time
+	if g.removed.Swap(true) {
+		return
+	}
+	g.tree.born(0)
+	if g.adopted { // its parent, or init, reaps it
+		g.main.Close()
+		return
 	}
 	delete(groups.living, g.pid)
-	g.removed.Store(true)
-	g.tree.born(0)
 	unix.Wait4(g.pid, nil, 0, nil) // a zombie: does not wait
 	g.main.Close()
 }

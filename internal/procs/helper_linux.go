@@ -22,10 +22,11 @@ const (
 	stepExec  = "exec"
 
 	maxReport = 64
+	goOn      = 'g' // what the helper waits for
 )
 
 // LaunchMain is the child's half of Launch: it names itself in LISTEN_PID, which nobody else can know in time, and becomes the
-// app. args are the report pipe's descriptor, the cgroup to join (or nothing), the working directory, the path and the
+// app. args are the descriptor of the line to Launch, the cgroup to join (or nothing), the working directory, the path and the
 // app's argv. It never returns.
 func LaunchMain(args []string) {
 	report, err := -1, errors.New("too few arguments")
@@ -51,6 +52,9 @@ func become(report int, join, dir, path string, argv []string) (step string, err
 			return stepJoin, err
 		}
 	}
+	if !mayGoOn(report) { // whoever started us died before he had written down that we are there
+		os.Exit(0)
+	}
 	if dir != "" {
 		if err := os.Chdir(dir); err != nil {
 			return stepChdir, err
@@ -60,6 +64,17 @@ func become(report int, join, dir, path string, argv []string) (step string, err
 	runtime.LockOSThread() // the mask belongs to the thread, and the thread that calls execve gives its own to the app
 	defaultSignals()
 	return stepExec, syscall.Exec(path, argv, env)
+}
+
+// mayGoOn waits for Launch's word. The end of file means that nobody will ever say it.
+func mayGoOn(report int) bool {
+	var b [1]byte
+	for {
+		n, err := unix.Read(report, b[:])
+		if err != unix.EINTR {
+			return n == 1 && b[0] == goOn
+		}
+	}
 }
 
 // withPid tells the app that the sockets, and the watchdog, are meant for it (sd_listen_fds(3), sd_watchdog_enabled(3)).
@@ -76,7 +91,7 @@ func withPid(env []string, pid int) []string {
 	return env
 }
 
-// closeOnExec marks everything from fd on: the report pipe, and whatever a careless ancestor let through.
+// closeOnExec marks everything from fd on: the line to Launch, and whatever a careless ancestor let through.
 func closeOnExec(from int) {
 	if unix.CloseRange(uint(from), ^uint(0), unix.CLOSE_RANGE_CLOEXEC) == nil {
 		return

@@ -31,7 +31,16 @@ type Spec struct {
 	Files  []*os.File // become fd 3 and up, in this order; they stay the caller's, and their blocking mode is left alone
 	Stdout *os.File   // stays the caller's, but is switched to blocking mode, as programs expect; nil is /dev/null, as
 	Stderr *os.File   // standard input always is
+
+	// Born is called when the process is there, and before it becomes the app: what Born returns nil for runs, what it refuses never
+	// does. If this program dies in it, or before it, the process ends by itself. It needs a Helper.
+	Born func(*Group) error
 }
+
+// refused is an error of Spec.Born: no other way of starting is tried.
+type refused struct{ error }
+
+func (r refused) Unwrap() error { return r.error }
 
 // Launch starts spec's process and returns when it has been executed. A refused execution is an *ExecError. The group is the
 // caller's: wait for Done, then Kill what is left of it, then Remove.
@@ -47,8 +56,7 @@ func Launch(spec Spec) (*Group, error) {
 	dir, err := newCgroup(spec)
 	if err == nil {
 		g, err := launchInCgroup(spec, dir)
-		var exec *ExecError
-		if err == nil || errors.As(err, &exec) {
+		if err == nil || isFinal(err) {
 			return g, err
 		}
 	}
@@ -70,8 +78,7 @@ func launchInCgroup(spec Spec, dir string) (*Group, error) {
 	defer f.Close()
 	t := &cgroupTree{dir: dir}
 	g, err := launch(spec, t, int(f.Fd()), "") // a directory has no blocking mode that Fd could change
-	var exec *ExecError
-	if err != nil && !errors.As(err, &exec) && len(spec.Helper) > 0 {
+	if err != nil && !isFinal(err) && len(spec.Helper) > 0 {
 		g, err = launch(spec, t, 0, dir)
 	}
 	if err != nil {
@@ -80,14 +87,21 @@ func launchInCgroup(spec Spec, dir string) (*Group, error) {
 	return g, err
 }
 
+// isFinal tells an error that no other way of starting would avoid.
+func isFinal(err error) bool {
+	var exec *ExecError
+	var no refused
+	return errors.As(err, &exec) || errors.As(err, &no)
+}
+
 // launch starts one process into tree t. cgroupFD is the cgroup to be born in, join the one that the helper enters.
 func launch(spec Spec, t tree, cgroupFD int, join string) (*Group, error) {
-	report, w, err := os.Pipe()
+	report, theirs, err := reportPair()
 	if err != nil {
 		return nil, err
 	}
 	defer report.Close()
-	defer w.Close()
+	defer theirs.Close()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -104,20 +118,51 @@ func launch(spec Spec, t tree, cgroupFD int, join string) (*Group, error) {
 	}
 	if len(spec.Helper) > 0 {
 		attr.Dir = "" // the helper goes there, and can tell if it cannot
-		files = append(append(files, spec.Files...), w)
+		files = append(append(files, spec.Files...), theirs)
 		path, argv = spec.Helper[0], helperArgs(spec, join)
 	}
 	g, err := start(path, argv, files, attr, t)
 	if err != nil {
 		return nil, startError(spec, cgroupFD > 0, err)
 	}
-	w.Close()
-	if err := execReport(report, spec); err != nil {
+	theirs.Close()
+	err = letGo(report, g, spec)
+	if err == nil {
+		err = execReport(report, spec)
+	}
+	if err != nil {
+		report.Close() // a helper that still waits for its word ends with it
 		<-g.done
 		g.forget()
 		return nil, err
 	}
 	return g, nil
+}
+
+// reportPair is the line between Launch and LaunchMain: a byte one way, which lets the helper go on, and a report the other way.
+func reportPair() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	unix.SetNonblock(fds[0], true) // so that waiting for the helper costs no thread
+	return os.NewFile(uintptr(fds[0]), "report"), os.NewFile(uintptr(fds[1]), "report"), nil
+}
+
+// letGo is the moment from which the process may be the app.
+func letGo(report *os.File, g *Group, spec Spec) error {
+	if len(spec.Helper) == 0 {
+		return nil
+	}
+	if spec.Born != nil {
+		if err := spec.Born(g); err != nil {
+			return refused{err}
+		}
+	}
+	if _, err := report.Write([]byte{goOn}); err != nil {
+		return fmt.Errorf("talk to the launch helper: %w", err)
+	}
+	return nil
 }
 
 func orNull(f, null *os.File) *os.File {
@@ -145,6 +190,9 @@ func start(path string, argv []string, files []*os.File, attr *syscall.ProcAttr,
 		syscall.Kill(pid, syscall.SIGKILL) // not reaped yet: it is still this one
 		syscall.Wait4(pid, nil, 0, nil)
 		return nil, fmt.Errorf("watch process %d (pidfds need Linux 5.4): %w", pid, err)
+	}
+	if s, ok := readStat(pid); ok { // it is there, if only as a zombie
+		g.started = s.started
 	}
 	t.born(pid)
 	groups.living[pid] = g

@@ -37,11 +37,12 @@ func TestLaunch_EnvironmentIsTheGivenOneAndNothingElse(t *testing.T) {
 		out, w := newLines(t)
 		s := Spec{Helper: testHelper, Cgroup: r.cgroup, Path: "/usr/bin/env", Args: []string{"env"}, Stdout: w,
 			Env: []string{"B=1", "A=first", "EMPTY=", "A=last", "LISTEN_PIDFDID=7"}}
-		await(t, r.start(s))
+		g := r.start(s)
+		await(t, g)
 		w.Close()
 		want := []string{"B=1", "EMPTY=", "A=last"}
 		if r.cgroup == NoCgroup {
-			want = append(want, fmt.Sprintf("HOTDEPLOY_GROUP=%d.%d", os.Getpid(), lastMark.Load()))
+			want = append(want, "HOTDEPLOY_GROUP="+g.Record().Mark)
 		}
 		for _, kv := range want {
 			if got := out.next(); got != kv {

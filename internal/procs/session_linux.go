@@ -2,9 +2,10 @@ package procs
 
 import (
 	"context"
-	"fmt"
+	"crypto/rand"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -20,23 +21,26 @@ type sessionTree struct {
 	mark   string       // an entry of the environment, of this group only
 	leader atomic.Int64 // the main process; 0 before and after
 
+	adopted uint64 // when the main process started, if it was not us who started it: its orphans do not come to us, and once it has ended its number may be anybody's
+
 	mu   sync.Mutex     // protects seen
 	seen map[int]uint64 // members at the last look, with their start times: known even when they left the session
 }
 
-var lastMark atomic.Int64
+const markName = "HOTDEPLOY_GROUP="
 
 func newSession() (*sessionTree, error) {
 	if err := adoptOrphans(); err != nil {
 		return nil, err
 	}
-	return &sessionTree{mark: fmt.Sprintf("HOTDEPLOY_GROUP=%d.%d", os.Getpid(), lastMark.Add(1))}, nil
+	return &sessionTree{mark: markName + rand.Text()}, nil
 }
 
 func (t *sessionTree) env(env []string) []string { return append(env, t.mark) }
 func (t *sessionTree) born(pid int)              { t.leader.Store(int64(pid)) }
 func (t *sessionTree) cgroup() string            { return "" }
 func (t *sessionTree) remove() error             { return nil }
+func (t *sessionTree) record(r *Record)          { r.Mark = strings.TrimPrefix(t.mark, markName) }
 
 func (t *sessionTree) pids() []int {
 	all := allStats()
@@ -68,13 +72,13 @@ func (t *sessionTree) owns(get func(int) (stat, bool), pid int) bool {
 		s, ok := get(pid)
 		switch {
 		case leader == 0 || pid == self || pid <= 0: // init is nobody's child
-			return false
+			return t.adopted != 0 && leader != 0 && start != self && hasEnv(start, t.mark)
 		case !ok && pid == start:
 			return false
 		case !ok: // this parent has just ended: look anew whose child it is now
 			get, pid = readStat, start
 			continue
-		case s.session == leader || t.knows(pid, s):
+		case s.session == leader && t.led(get, pid), t.knows(pid, s):
 			return true
 		case s.parent == self:
 			return hasEnv(pid, t.mark)
@@ -82,6 +86,16 @@ func (t *sessionTree) owns(get func(int) (stat, bool), pid int) bool {
 		pid = s.parent
 	}
 	return false
+}
+
+// led tells whether pid, whose session has the leader's number, is of the leader's session: its number means nobody else while it
+// lives, or while it is our zombie.
+func (t *sessionTree) led(get func(int) (stat, bool), pid int) bool {
+	if t.adopted == 0 {
+		return true
+	}
+	s, ok := get(int(t.leader.Load()))
+	return ok && s.started == t.adopted || hasEnv(pid, t.mark)
 }
 
 func (t *sessionTree) knows(pid int, s stat) bool {
@@ -93,7 +107,7 @@ func (t *sessionTree) knows(pid int, s stat) bool {
 
 // kill begins with the process group, at once and without a gap; what is in other ones follows in rounds.
 func (t *sessionTree) kill(ctx context.Context) error {
-	if leader := int(t.leader.Load()); leader > 0 {
+	if leader := int(t.leader.Load()); leader > 0 && t.adopted == 0 {
 		unix.Kill(-leader, unix.SIGKILL)
 	}
 	return killRounds(ctx, t)

@@ -60,6 +60,23 @@ func (p *Packed) Open(sha256 string) (*os.File, error) {
 	return r, nil
 }
 
+// Check reads a file of the release again: is it still what was packed?
+func (p *Packed) Check(ctx context.Context, f *File) error {
+	r, err := p.Open(f.SHA256)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	sum, err := hash(ctx, r, nil, f.Size)
+	if err == nil && sum != f.SHA256 {
+		err = errChanged
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", quote(f.Path), err)
+	}
+	return nil
+}
+
 // openFile opens f if it is still a regular file of its size.
 func openFile(root *os.Root, f *File) (*os.File, error) {
 	info, err := root.Lstat(f.Path)

@@ -15,6 +15,7 @@ const (
 	incomingDir = "incoming"
 	partsDir    = "parts" // in an upload
 	sharedDir   = "shared"
+	tmpDir      = "tmp"
 	stateDir    = "state"
 	currentLink = "current"
 	envFile     = "env"
@@ -36,6 +37,24 @@ const tempPrefix = ".hotdeploy-"
 func tempName() string { return tempPrefix + rand.Text() }
 
 func isTemp(name string) bool { return strings.HasPrefix(name, tempPrefix) }
+
+// ClearTmp empties the service's own temporary folder, where set-up has made one. It is for a start at which nobody is there to miss
+// what is in it. What cannot be removed at once goes at the next Open.
+func (s *Store) ClearTmp() {
+	dir, err := openDir(s.root, tmpDir)
+	if err != nil {
+		return
+	}
+	defer dir.Close()
+	for e, err := range entries(dir, ".") {
+		if err == nil {
+			err = forceRemove(dir, e.Name())
+		}
+		if err != nil {
+			s.warn("clean up %s: %w", s.path(tmpDir), err)
+		}
+	}
+}
 
 // removeLeftovers removes what a process that was killed had not finished. It is called under the lock, before any work.
 func (s *Store) removeLeftovers() {

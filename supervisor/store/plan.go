@@ -20,6 +20,8 @@ type Facts struct {
 	// SameUser: who will upload is the user that this process runs as, so that content need not be copied. When in
 	// doubt false: then Plan wants room for the copies.
 	SameUser bool
+	// Bundle: who will upload sends a bundle.
+	Bundle bool
 }
 
 // maxHashedByPlan bounds how long Plan takes where much has arrived already. What it does not look at the uploader ends once
@@ -49,13 +51,13 @@ func (s *Store) Plan(ctx context.Context, manifest []byte, f Facts) (api.UploadP
 	if err := s.CheckMachine(m, f); err != nil || plan.Complete {
 		return plan, err
 	}
-	if err := s.plan(ctx, &plan, m, manifest, f.SameUser); err != nil {
+	if err := s.plan(ctx, &plan, m, manifest, f); err != nil {
 		return api.UploadPlan{}, s.explain(err)
 	}
 	return plan, nil
 }
 
-func (s *Store) plan(ctx context.Context, plan *api.UploadPlan, m *release.Manifest, manifest []byte, sameUser bool) error {
+func (s *Store) plan(ctx context.Context, plan *api.UploadPlan, m *release.Manifest, manifest []byte, f Facts) error {
 	if err := s.dropStale(plan.Digest, time.Now(), maxUploads-1); err != nil {
 		return fmt.Errorf("clean up %s: %w", s.path(incomingDir), err)
 	}
@@ -81,12 +83,44 @@ func (s *Store) plan(ctx context.Context, plan *api.UploadPlan, m *release.Manif
 			plan.Missing = append(plan.Missing, api.Blob{SHA256: b.sha, Size: b.size, Offset: at})
 		}
 	}
-	if err := s.checkSpace(s.need(m, len(manifest), blobs, plan.Missing, sameUser)); err != nil {
+	if err := s.checkSpace(s.need(m, len(manifest), blobs, plan.Missing, f)); err != nil {
 		return err
 	}
 	if err := s.beginUpload(plan.Digest, manifest); err != nil {
 		return fmt.Errorf("begin the upload in %s: %w", s.path(incomingDir), err)
 	}
+	if f.Bundle {
+		return s.planBundle(plan, m)
+	}
+	return nil
+}
+
+// planBundle says what is missing in the way of whoever sends a bundle.
+func (s *Store) planBundle(plan *api.UploadPlan, m *release.Manifest) error {
+	missing := make(map[string]bool, len(plan.Missing))
+	for _, b := range plan.Missing {
+		missing[b.SHA256] = true
+	}
+	for i := range m.Files {
+		if sha := m.Files[i].SHA256; missing[sha] {
+			delete(missing, sha)
+			plan.Lacks = append(plan.Lacks, i)
+		}
+	}
+	plan.Missing = nil
+	list, err := s.List()
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		plan.Has = append(plan.Has, r.Digest)
+	}
+	dir, err := openDir(s.root, path.Join(incomingDir, plan.Digest))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	plan.Arrived = bundles(dir)
 	return nil
 }
 

@@ -84,6 +84,19 @@ func (s *Store) byDigest(digest string) (string, error) {
 	return "", nil
 }
 
+// ManifestOf returns the manifest of the release with that digest, or [api.ErrNotFound].
+func (s *Store) ManifestOf(digest string) ([]byte, error) {
+	version, err := s.byDigest(digest)
+	if err != nil {
+		return nil, err
+	}
+	if version == "" {
+		return nil, refuse(api.ErrNotFound, "", "there is no release %.12q on this host", digest)
+	}
+	_, raw, err := s.readManifest(version)
+	return raw, err
+}
+
 // List returns the complete releases, the newest first, with State "committed" or "previous" as the state on disk has it.
 // One that cannot be read is left out, with a warning: it must not hide the others.
 func (s *Store) List() ([]api.ReleaseInfo, error) {

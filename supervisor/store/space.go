@@ -26,7 +26,7 @@ type need struct{ bytes, files int64 }
 
 // need adds up what is still to come and what Complete will copy. Each size is rounded up to 4 KiB, which is what a file takes
 // on most disks.
-func (s *Store) need(m *release.Manifest, manifestBytes int, blobs []*blob, missing []api.Blob, sameUser bool) need {
+func (s *Store) need(m *release.Manifest, manifestBytes int, blobs []*blob, missing []api.Blob, f Facts) need {
 	const block = 4096
 	onDisk := func(n int64) int64 { return (n + block - 1) / block * block }
 	n := need{files: int64(len(m.Files) + len(parents(m)) + len(missing) + 8)}
@@ -43,7 +43,12 @@ func (s *Store) need(m *release.Manifest, manifestBytes int, blobs []*blob, miss
 			n.bytes += onDisk(b.size)
 		}
 	}
-	if !sameUser {
+	if f.Bundle {
+		for _, b := range missing { // both it and what is made of it, at worst
+			n.bytes += b.Size
+		}
+	}
+	if !f.SameUser && !f.Bundle {
 		// Another user's parts are copied, and each goes as soon as its copy is there.
 		slices.Sort(parts)
 		for _, size := range parts[max(0, len(parts)-workers):] {

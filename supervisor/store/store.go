@@ -98,6 +98,23 @@ func (s *Store) makeDir(name string, mode os.FileMode) error {
 	return nil
 }
 
+// Lock locks the file at path until it is closed, or its process ends; ErrLocked if somebody else has it.
+func Lock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = onFD(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = ErrLocked
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
 // takeLock leaves the lock to the end of the process: the kernel drops it however that comes about.
 func (s *Store) takeLock() error {
 	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)

@@ -196,17 +196,14 @@ func lastProgress(incoming *os.Root, name string) time.Time {
 		return last
 	}
 	defer dir.Close()
-	parts, err := openDir(dir, partsDir)
-	if err != nil {
-		return last
-	}
-	defer parts.Close()
-	for e, err := range entries(parts, ".") {
-		if err != nil {
-			break
-		}
-		if fi, err := e.Info(); err == nil && fi.ModTime().After(last) {
-			last = fi.ModTime()
+	for _, in := range []string{".", partsDir} { // bundles and parts
+		for e, err := range entries(dir, in) {
+			if err != nil {
+				break
+			}
+			if fi, err := e.Info(); err == nil && fi.ModTime().After(last) {
+				last = fi.ModTime()
+			}
 		}
 	}
 	return last

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,9 @@ const (
 	Env      = "HOTDEPLOY_CONTROL_FD"
 	EnvTakes = "HOTDEPLOY_TAKES"
 )
+
+// SharedState is the error of a handoff in barrier mode that did not take place, since what the connections share could not move.
+const SharedState = "shared state"
 
 // Version is that of the messages here.
 const Version = 1
@@ -118,6 +122,9 @@ func NewConn(f *os.File) (*Conn, error) {
 	}
 	return &Conn{u}, nil
 }
+
+// SyscallConn is for whoever keeps a duplicate of the descriptor, so that the channel outlives this process.
+func (c *Conn) SyscallConn() (syscall.RawConn, error) { return c.sock.SyscallConn() }
 
 // Close ends the channel.
 func (c *Conn) Close() error { return c.sock.Close() }

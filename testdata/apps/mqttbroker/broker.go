@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -102,8 +103,11 @@ func (b *broker) thaw(_ context.Context, version uint32, raw []byte) error {
 		return fmt.Errorf("state of version %d", version)
 	}
 	b.alone.Store(false)
-	if broken("state") {
+	switch {
+	case broken("state"):
 		return nil
+	case broken("thaw"):
+		return errors.New("told not to")
 	}
 	return b.load(raw)
 }

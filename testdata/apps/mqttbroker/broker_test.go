@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -100,6 +101,27 @@ func checkRetained(t *testing.T, addr string, x *traffic) {
 	}
 	if !seen["kept/1=one"] || !seen["kept/2=two"] {
 		t.Errorf("retained messages: %v", seen)
+	}
+}
+
+// A release that cannot be the broker that the old one is must not be one at all: half of the clients would not hear the other half.
+func TestBroker_StateThatTheNextReleaseDoesNotTake_NothingMoves(t *testing.T) {
+	d := newDaemon(t)
+	d.push()
+	x := newTraffic(t, d.addr)
+	x.start()
+	x.beat()
+	d.broken = "thaw"
+	u := d.push()
+	if u.Outcome != api.RolledBack || !errors.Is(u.Error, api.ErrUnhealthy) || u.Handoff.Moved != 0 || u.Handoff.Kept["shared state"] < x.clients {
+		t.Errorf("%s: %v, %+v", u.Outcome, u.Error, u.Handoff)
+	}
+	x.beat()
+	d.broken = ""
+	must(t, d.push(), x.clients)
+	x.beat()
+	for _, fault := range x.check() {
+		t.Error(fault)
 	}
 }
 

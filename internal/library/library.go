@@ -1,0 +1,217 @@
+package library
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hotdeploy/hotdeploy/internal/release"
+)
+
+const (
+	releasesDir = "releases"
+	contentsDir = "contents"
+	tempPrefix  = ".new-"
+
+	// young is what somebody may still be at.
+	young = time.Hour
+	// workers is how many contents are written at once.
+	workers = 8
+)
+
+// File is an open content.
+type File interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// Entry is one file of a [Folder].
+type Entry struct {
+	Name string
+	Size int64
+	Time time.Time
+}
+
+// Folder is where a library lies. Names are relative and use slashes; what is not there is [fs.ErrNotExist].
+type Folder interface {
+	// Far tells whether reading it twice is to be avoided.
+	Far() bool
+	Open(name string) (File, int64, error)
+	// Create writes a file at once, or not at all, with the directories above it. One that is there is replaced.
+	Create(name string, r io.Reader) error
+	// List lists the files and directories in a directory.
+	List(dir string) ([]Entry, error)
+	Remove(name string) error
+	// Touch makes a file's time the present.
+	Touch(name string) error
+	Close() error
+}
+
+// Library keeps releases in a folder. It is safe for concurrent use, if the folder is.
+type Library struct{ folder Folder }
+
+// New returns the library in a folder, which [Library.Close] closes.
+func New(f Folder) *Library { return &Library{f} }
+
+// Close closes the folder.
+func (l *Library) Close() error { return l.folder.Close() }
+
+func contentName(sha string) string { return path.Join(contentsDir, sha[:2], sha) }
+
+// Add keeps a release, or notes that it was used.
+func (l *Library) Add(ctx context.Context, rel *release.Packed) error {
+	name := path.Join(releasesDir, rel.Digest)
+	if l.folder.Touch(name) == nil {
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(workers)
+	seen := map[string]bool{}
+	for i := range rel.Manifest.Files {
+		f := &rel.Manifest.Files[i]
+		if f.Link != "" || f.Size == 0 || seen[f.SHA256] {
+			continue
+		}
+		seen[f.SHA256] = true
+		g.Go(func() error { return l.addContent(ctx, rel, f) })
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("keep release %s: %w", rel.Manifest.Version, err)
+	}
+	if err := l.folder.Create(name, bytes.NewReader(rel.Bytes)); err != nil {
+		return fmt.Errorf("keep release %s: %w", rel.Manifest.Version, err)
+	}
+	return nil
+}
+
+func (l *Library) addContent(ctx context.Context, rel *release.Packed, f *release.File) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	name := contentName(f.SHA256)
+	if l.folder.Touch(name) == nil {
+		return nil
+	}
+	r, err := rel.Open(f.SHA256)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return l.folder.Create(name, io.NewSectionReader(r, 0, f.Size))
+}
+
+// Manifest returns the manifest of the release with that digest. [fs.ErrNotExist]: it is not here, or damaged.
+func (l *Library) Manifest(digest string) (*release.Manifest, []byte, error) {
+	if release.CheckDigest(digest) != nil {
+		return nil, nil, fs.ErrNotExist
+	}
+	name := path.Join(releasesDir, digest)
+	f, size, err := l.folder.Open(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.NewSectionReader(f, 0, min(size, release.MaxManifestBytes)))
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := release.Decode(raw)
+	if err != nil || release.Digest(raw) != digest {
+		return nil, nil, errors.Join(fs.ErrNotExist, l.folder.Remove(name))
+	}
+	return m, raw, nil
+}
+
+// Content opens a content. [fs.ErrNotExist]: it is not here, or damaged. The caller closes it.
+func (l *Library) Content(ctx context.Context, f *release.File) (File, error) {
+	if release.CheckDigest(f.SHA256) != nil {
+		return nil, fs.ErrNotExist
+	}
+	name := contentName(f.SHA256)
+	r, size, err := l.folder.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.New()
+	from := contextReader{ctx, io.NewSectionReader(r, 0, size)}
+	if l.folder.Far() {
+		defer r.Close()
+		return l.fetch(from, f.SHA256, name)
+	}
+	if _, err = io.Copy(sum, from); err == nil && hex.EncodeToString(sum.Sum(nil)) != f.SHA256 {
+		err = errors.Join(fs.ErrNotExist, l.folder.Remove(name))
+	}
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// fetch copies a content to a file of this machine that has no name.
+func (l *Library) fetch(from io.Reader, sha, name string) (File, error) {
+	temp, err := os.CreateTemp("", "hotdeploy-")
+	if err != nil {
+		return nil, err
+	}
+	os.Remove(temp.Name())
+	sum := sha256.New()
+	_, err = io.Copy(io.MultiWriter(temp, sum), from)
+	if err == nil && hex.EncodeToString(sum.Sum(nil)) != sha {
+		err = errors.Join(fs.ErrNotExist, l.folder.Remove(name))
+	}
+	if err != nil {
+		temp.Close()
+		return nil, err
+	}
+	return temp, nil
+}
+
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(b []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(b)
+}
+
+// Info is one release that is kept.
+type Info struct {
+	release.Ref
+	Service string    `json:"service"`
+	Bytes   int64     `json:"bytes"`
+	Files   int       `json:"files"`
+	Used    time.Time `json:"used"`
+}
+
+// List lists the releases, the one used last first. What is damaged is left out.
+func (l *Library) List() ([]Info, error) {
+	entries, err := l.folder.List(releasesDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list the releases: %w", err)
+	}
+	list := []Info{}
+	for _, e := range entries {
+		if m, _, err := l.Manifest(e.Name); err == nil {
+			list = append(list, Info{release.Ref{Version: m.Version, Digest: e.Name}, m.Service, m.TotalBytes(), len(m.Files), e.Time})
+		}
+	}
+	slices.SortFunc(list, func(a, b Info) int { return cmp.Or(b.Used.Compare(a.Used), cmp.Compare(a.Digest, b.Digest)) })
+	return list, nil
+}

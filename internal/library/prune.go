@@ -1,0 +1,79 @@
+package library
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+)
+
+// Limits are what [Library.Prune] keeps.
+type Limits struct {
+	Age   time.Duration // since a release was last used
+	Bytes int64         // of all contents together
+}
+
+// Usual is what is kept where nobody said otherwise.
+var Usual = Limits{Age: 60 * 24 * time.Hour, Bytes: 5 << 30}
+
+// Prune removes the releases that were not used for long, and of the others those that were used last too long ago for all to
+// have room; the one used last stays. Then it removes the contents that no release has.
+func (l *Library) Prune(now time.Time, keep Limits) error {
+	list, err := l.List()
+	if err != nil {
+		return err
+	}
+	used, total := map[string]bool{}, int64(0)
+	for i, info := range list {
+		m, _, err := l.Manifest(info.Digest)
+		if err != nil {
+			continue
+		}
+		var more []string
+		for k := range m.Files {
+			if f := &m.Files[k]; f.Link == "" && f.Size > 0 && !used[f.SHA256] {
+				used[f.SHA256] = true
+				more = append(more, f.SHA256)
+				total += f.Size
+			}
+		}
+		if i > 0 && (now.Sub(info.Used) > keep.Age || total > keep.Bytes) {
+			for _, sha := range more {
+				delete(used, sha)
+			}
+			if err := l.folder.Remove(path.Join(releasesDir, info.Digest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("remove release %s: %w", info.Version, err)
+			}
+		}
+	}
+	return l.sweep(now, used)
+}
+
+// sweep removes what nobody uses. What is young may belong to a release whose manifest is not there yet.
+func (l *Library) sweep(now time.Time, used map[string]bool) error {
+	dirs, err := l.folder.List(contentsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list the contents: %w", err)
+	}
+	for _, dir := range append(dirs, Entry{Name: path.Join("..", releasesDir)}) {
+		in := path.Join(contentsDir, dir.Name)
+		files, err := l.folder.List(in)
+		if err != nil {
+			continue
+		}
+		for _, f := range files {
+			leftover := strings.HasPrefix(f.Name, tempPrefix)
+			if now.Sub(f.Time) > young && (leftover || in != releasesDir && !used[f.Name]) {
+				if err := l.folder.Remove(path.Join(in, f.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return fmt.Errorf("remove %s: %w", f.Name, err)
+				}
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,160 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/bundle"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+)
+
+// bundleTries is how often a bundle is made: with a base, with another or none, and once more.
+const bundleTries = 3
+
+// sendBundle sends what the host lacks as one bundle. Whatever is wrong with a base, without it all is well.
+func (d *Deployment) sendBundle(ctx context.Context, rel *release.Packed, st api.Status) (t Transfer, err error) {
+	b := d.Bundler
+	if b == nil {
+		b = NewBundler(ctx, rel, nil)
+		defer b.Close()
+	}
+	committed := ""
+	if st.Committed != nil {
+		committed = st.Committed.Digest
+	}
+	for range bundleTries {
+		var used string
+		t, used, err = d.tryBundle(ctx, b, committed)
+		switch committed = ""; {
+		case errors.Is(err, api.ErrBundle) && used != "":
+			d.say(fmt.Sprintf("%v; sending it without that release as a base", err))
+			b.avoid(used)
+		case errors.Is(err, api.ErrDigest), errors.Is(err, api.ErrIncomplete):
+			d.say(fmt.Sprintf("%v; sending it again", err))
+		case errors.Is(err, api.ErrBundle):
+			return t, errors.Join(hasChanged(ctx, rel), err)
+		default:
+			return t, err
+		}
+	}
+	return t, err
+}
+
+// hasChanged tells whether a file here is not what it was when the release was packed.
+func hasChanged(ctx context.Context, rel *release.Packed) error {
+	for i := range rel.Manifest.Files {
+		f := &rel.Manifest.Files[i]
+		if f.Link != "" {
+			continue
+		}
+		if err := rel.Check(ctx, f); err != nil {
+			return fmt.Errorf("%w: %w", ErrSourceChanged, err)
+		}
+	}
+	return nil
+}
+
+// tryBundle plans and sends once. used is the base that was used, if any.
+func (d *Deployment) tryBundle(ctx context.Context, b *Bundler, committed string) (t Transfer, used string, err error) {
+	manifest, used, err := b.manifest(ctx, committed)
+	if err != nil {
+		return t, "", fmt.Errorf("encode the manifest: %w", err)
+	}
+	plan, err := d.line.Client.PlanBundle(ctx, manifest, used)
+	if err != nil {
+		return t, used, err
+	}
+	if err := checkBundlePlan(b.rel, plan); err != nil {
+		return t, "", fmt.Errorf("the host's plan: %w", err)
+	}
+	t = Transfer{Files: len(plan.Lacks), Reused: plan.Reused}
+	switch {
+	case plan.Complete:
+		return t, "", nil
+	case len(plan.Lacks) == 0:
+		d.transferred(t)
+		_, err = d.line.Client.Complete(ctx, plan.Digest)
+		return t, "", err
+	}
+	r := b.recipe(plan.Lacks, plan.Has)
+	t, err = d.sendSpool(ctx, b, r, plan, t)
+	return t, r.Base, err
+}
+
+func (d *Deployment) sendSpool(ctx context.Context, b *Bundler, r bundle.Recipe, plan api.UploadPlan, t Transfer) (Transfer, error) {
+	for _, n := range plan.Lacks {
+		t.Contents += b.rel.Manifest.Files[n].Size
+	}
+	id := r.ID(b.rel.Digest)
+	s, err := b.bundle(r)
+	if err != nil {
+		return t, err
+	}
+	at := plan.Arrived[id]
+	size, err := s.wait(ctx, at)
+	if err != nil && err != io.EOF {
+		return t, fmt.Errorf("make what is to be sent: %w", err)
+	}
+	if at > size { // that is no beginning of ours
+		at = 0
+	}
+	t.Resumed, t.Done, t.Total, t.Delta = at, at, size, r.Base != ""
+	d.transferred(t)
+	p := &progress{t: t, tell: d.transferred}
+	_, err = d.line.Client.SendBundle(ctx, plan.Digest, id, at, &spoolReader{ctx: ctx, spool: s, at: at, sent: func(at int64) {
+		size, _, _ := s.state()
+		p.sent(at, size)
+	}})
+	t = p.stop()
+	if _, _, made := s.state(); made != nil && made != io.EOF {
+		return t, fmt.Errorf("make what is to be sent: %w", made)
+	}
+	if err != nil {
+		return t, fmt.Errorf("upload, after %d of %d bytes: %w", t.Done, t.Total, err)
+	}
+	t.Done, t.Ended = t.Total, true
+	d.transferred(t)
+	return t, nil
+}
+
+// progress is told how far a body was read, by whoever sends it, perhaps also when the answer is there already.
+type progress struct {
+	mu   sync.Mutex // protects what follows; held while tell is called
+	t    Transfer
+	tell func(Transfer) // nil: nobody wants to know any more
+}
+
+func (p *progress) sent(done, total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.tell != nil {
+		p.t.Done, p.t.Total = done, total
+		p.tell(p.t)
+	}
+}
+
+func (p *progress) stop() Transfer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tell = nil
+	return p.t
+}
+
+// checkBundlePlan lets the host ask for this release's content only.
+func checkBundlePlan(rel *release.Packed, plan api.UploadPlan) error {
+	if plan.Digest != rel.Digest {
+		return fmt.Errorf("it is for another release, %.12q", plan.Digest)
+	}
+	last := -1
+	for _, n := range plan.Lacks {
+		if n <= last || n >= len(rel.Manifest.Files) || rel.Manifest.Files[n].Size == 0 {
+			return fmt.Errorf("it asks for file %d of %d", n, len(rel.Manifest.Files))
+		}
+		last = n
+	}
+	return nil
+}

@@ -1,0 +1,252 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/bundle"
+	"github.com/hotdeploy/hotdeploy/internal/delta"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+)
+
+// A bundle lies beside parts/, where nobody but this process writes.
+const bundlePrefix = "bundle-"
+
+// Receive appends r to a bundle of an upload, from offset on. What has arrived stays, whatever ends it, and [Store.Plan] tells how much.
+func (s *Store) Receive(ctx context.Context, digest, id string, offset int64, r io.Reader) error {
+	if err := errors.Join(release.CheckDigest(digest), release.CheckDigest(id)); err != nil {
+		return refuse(api.ErrBadRequest, "", "%v", err)
+	}
+	u, err := s.openUpload(digest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return refuse(api.ErrNotFound, "push it again", "there is no upload %.12s on this host", digest)
+	}
+	if err != nil {
+		return fmt.Errorf("open the upload %.12s: %w", digest, err)
+	}
+	u.close()
+	dir, err := openDir(s.root, path.Join(incomingDir, digest))
+	if err != nil {
+		return fmt.Errorf("open the upload %.12s: %w", digest, err)
+	}
+	defer dir.Close()
+	s.dropBundles(dir, id)
+	return s.explain(receive(ctx, dir, bundlePrefix+id, offset, maxBundle(u.manifest), r))
+}
+
+// maxBundle is what a bundle of incompressible contents may take, and more than that.
+func maxBundle(m *release.Manifest) int64 {
+	n := m.TotalBytes()
+	return n + n/64 + 8<<20
+}
+
+func receive(ctx context.Context, dir *os.Root, name string, offset, most int64, r io.Reader) (err error) {
+	f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if offset < 0 || offset > fi.Size() {
+		return refuse(api.ErrIncomplete, "push again", "of that bundle %d bytes are there, it goes on at %d", fi.Size(), offset)
+	}
+	n, err := io.CopyBuffer(io.NewOffsetWriter(f, offset), io.LimitReader(r, most-offset+1), make([]byte, 64<<10))
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return fmt.Errorf("receive a bundle: %w", err)
+	case offset+n > most:
+		dir.Remove(name)
+		return refuse(api.ErrBadRequest, "", "the bundle is larger than the release")
+	}
+	return f.Truncate(offset + n) // of one that was longer
+}
+
+// dropBundles removes all bundles of an upload but one.
+func (s *Store) dropBundles(dir *os.Root, but string) {
+	for name := range bundles(dir) {
+		if name != but {
+			s.discard(dir, bundlePrefix+name)
+		}
+	}
+}
+
+// bundles tells the bundles of an upload and their sizes.
+func bundles(dir *os.Root) map[string]int64 {
+	list := map[string]int64{}
+	for e, err := range entries(dir, ".") {
+		if err != nil {
+			break
+		}
+		id, is := strings.CutPrefix(e.Name(), bundlePrefix)
+		if fi, err := e.Info(); is && err == nil && fi.Mode().IsRegular() && release.CheckDigest(id) == nil {
+			list[id] = fi.Size()
+		}
+	}
+	return list
+}
+
+// Rebuild makes the parts that a bundle holds, at low priority. Afterwards the bundle is gone, whatever comes of it: what [api.ErrBundle]
+// refuses is not worth having. [Store.Complete] comes next.
+func (s *Store) Rebuild(ctx context.Context, digest, id string) error {
+	if err := errors.Join(release.CheckDigest(digest), release.CheckDigest(id)); err != nil {
+		return refuse(api.ErrBadRequest, "", "%v", err)
+	}
+	if err := s.building.take(ctx); err != nil {
+		return err
+	}
+	defer s.building.give()
+	s.setCompleting(digest)
+	defer s.setCompleting("")
+	u, err := s.openUpload(digest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // Complete tells whether that is because the release is there
+	}
+	if err != nil {
+		return fmt.Errorf("open the upload %.12s: %w", digest, err)
+	}
+	defer u.close()
+	dir, err := openDir(s.root, path.Join(incomingDir, digest))
+	if err != nil {
+		return fmt.Errorf("open the upload %.12s: %w", digest, err)
+	}
+	defer dir.Close()
+	err = gently(func() error { return s.rebuild(ctx, u, dir, bundlePrefix+id) })
+	if err == nil || errors.Is(err, api.ErrBundle) {
+		s.discard(dir, bundlePrefix+id)
+	}
+	return s.explain(err)
+}
+
+func (s *Store) rebuild(ctx context.Context, u *upload, dir *os.Root, name string) error {
+	f, fi, err := openRegular(dir, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // somebody who sends the same was faster, or Complete tells what is missing
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := bundle.Open(f, fi.Size())
+	if err != nil {
+		return refuse(api.ErrBundle, "push again", "%v", err)
+	}
+	base, err := s.baseOf(b)
+	if err != nil {
+		return err
+	}
+	err = b.Apply(ctx, base, u.manifest, func(f *release.File) (io.WriteCloser, error) { return newPart(u.parts, f) })
+	if errors.Is(err, errWrong) || errors.Is(err, bundle.ErrMalformed) || errors.Is(err, delta.ErrMalformed) || errors.Is(err, delta.ErrTooLarge) {
+		s.findRotten(ctx, b, base)
+		return refuse(api.ErrBundle, "push again", "the release could not be made of what was sent: %v", err)
+	}
+	return err
+}
+
+// baseOf is the release that a bundle is based on. One that is gone or has other files now is [api.ErrBundle].
+func (s *Store) baseOf(b *bundle.Bundle) (bundle.Source, error) {
+	if b.Base == "" {
+		return bundle.Source{}, nil
+	}
+	version, err := s.byDigest(b.Base)
+	if err != nil {
+		return bundle.Source{}, err
+	}
+	if version == "" {
+		return bundle.Source{}, refuse(api.ErrBundle, "push again", "the release %.12s, which it is based on, is not on this host any more", b.Base)
+	}
+	r, err := s.Release(version)
+	if err != nil {
+		return bundle.Source{}, err
+	}
+	return bundle.Source{Manifest: r.Manifest, Open: func(f *release.File) (bundle.File, error) {
+		h, fi, err := openRegular(s.root, path.Join(releasesDir, version, release.FilesDir, f.Path))
+		if err == nil && fi.Size() != f.Size {
+			h.Close()
+			err = errWrong
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNotRegular) {
+			err = errWrong
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s of release %s: %w", f.Path, version, err)
+		}
+		return h, nil
+	}}, nil
+}
+
+// findRotten notes which files of a base are not what its manifest says, after something went wrong.
+func (s *Store) findRotten(ctx context.Context, b *bundle.Bundle, base bundle.Source) {
+	if base.Manifest == nil {
+		return
+	}
+	numbers, err := b.From.List(len(base.Manifest.Files))
+	if err != nil {
+		return
+	}
+	version := base.Manifest.Version
+	for _, n := range numbers {
+		f := &base.Manifest.Files[n]
+		name := path.Join(releasesDir, version, release.FilesDir, f.Path)
+		h, _, err := openRegular(s.root, name)
+		if err != nil {
+			s.setRotten(name)
+			continue
+		}
+		if ok, err := hasContent(ctx, h, f.Size, f.SHA256); err == nil && !ok {
+			s.setRotten(name)
+		}
+		h.Close()
+	}
+}
+
+// newPart is a part that is being written. It gets its name when it is closed, if it is what the name says; else errWrong.
+func newPart(parts *os.Root, f *release.File) (io.WriteCloser, error) {
+	temp := tempName()
+	h, err := parts.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &partWriter{File: h, parts: parts, temp: temp, of: f, sum: sha256.New()}, nil
+}
+
+type partWriter struct {
+	*os.File
+	parts *os.Root
+	temp  string
+	of    *release.File
+	sum   hash.Hash
+}
+
+func (p *partWriter) Write(b []byte) (int, error) {
+	p.sum.Write(b)
+	return p.File.Write(b)
+}
+
+func (p *partWriter) Close() error {
+	err := p.File.Close()
+	if err == nil && hex.EncodeToString(p.sum.Sum(nil)) != p.of.SHA256 {
+		err = fmt.Errorf("%s: %w", p.of.Path, errWrong)
+	}
+	if err == nil {
+		err = p.parts.Rename(p.temp, p.of.SHA256)
+	}
+	if err != nil {
+		p.parts.Remove(p.temp)
+	}
+	return err
+}
