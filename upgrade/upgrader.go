@@ -223,7 +223,7 @@ func (u *Upgrader) helloMessage() ctl.Message {
 }
 
 func (u *Upgrader) hello() hello {
-	h := hello{Protocols: []int{protocolVersion}, Records: []int{recordVersion}, States: u.opt.States, Mode: string(u.opt.Mode), Listeners: map[string]string{}}
+	h := hello{Protocols: protocols, Records: records, States: u.opt.States, Mode: string(u.opt.Mode), Listeners: map[string]string{}}
 	for _, l := range u.all() {
 		h.Listeners[l.name] = l.protocol.name
 	}
