@@ -49,7 +49,7 @@ func (s *Supervisor) takeBundle(w http.ResponseWriter, r *http.Request) (any, er
 		return nil, api.ErrBadRequest.With("an offset is a number")
 	}
 	rc := http.NewResponseController(w)
-	body := &steady{r: r.Body, rc: rc, pause: s.patience.read}
+	body := &steady{r: r.Body, rc: rc, pause: 4 * s.patience.read} // the sender may have to compute the next piece
 	if err := s.store.Receive(r.Context(), digest, id, offset, body); err != nil {
 		// as after any body that was not read to its end
 		w.Header().Set("Connection", "close")

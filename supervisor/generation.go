@@ -60,7 +60,7 @@ type generation struct {
 // start runs rel as a new generation and watches it. The caller owns s.busy. The listeners that the release adds are bound
 // first; if anything fails they are closed again and nothing has changed.
 func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) {
-	mode, err := s.giving(u)
+	mode, err := s.giving(u, rel)
 	if err != nil {
 		return nil, err
 	}

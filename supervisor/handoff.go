@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+	"github.com/hotdeploy/hotdeploy/supervisor/store"
 	"github.com/hotdeploy/hotdeploy/upgrade/control"
 )
 
@@ -125,8 +127,13 @@ func (s *Supervisor) letIn(g *generation) {
 	}
 }
 
-// giving is in which mode the serving generation gives its connections away; "" if it does not.
-func (s *Supervisor) giving(u *upgrade) (mode string, err error) {
+// giving is in which mode the serving generation is to give its connections to one of rel; "" if it does not, or if that one has to accept before: where
+// readiness is shown by a connection.
+func (s *Supervisor) giving(u *upgrade, rel *store.Release) (mode string, err error) {
+	switch rel.Manifest.Spec.Ready.Check {
+	case release.CheckTCP, release.CheckHTTP:
+		return "", nil
+	}
 	var old *generation
 	if s.do(func() { old = s.serving }); old == nil {
 		return "", nil

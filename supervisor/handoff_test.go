@@ -376,6 +376,20 @@ func beat(t *testing.T, r *rig, l *load.Load) {
 	}
 }
 
+// A release of hubs that must answer before it is ready has to be let in before the barrier.
+func TestHandoff_BarrierAndReadinessByAConnection(t *testing.T) {
+	r := newLiveRig(t)
+	set := func(s *release.Spec) {
+		env("WSLIVE_MODE", "barrier")(s)
+		s.Ready.Probe = release.Probe{Check: release.CheckHTTP, Path: "/healthz"}
+		s.SetDefaults()
+	}
+	r.push("1", set)
+	l := startMoving(t, r, 10, 0)
+	allMoved(t, r.push("2", set).Handoff, 10)
+	onVersion(t, stopLoad(t, l), "2")
+}
+
 // What is busy for longer than the handoff waits moves later, when the old release has had its SIGTERM.
 func TestHandoff_LongRequest_MovesWhenItEnds(t *testing.T) {
 	r := newLiveRig(t)

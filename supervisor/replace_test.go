@@ -69,7 +69,7 @@ func TestReplace_BrokenSuccessor_NothingChanges(t *testing.T) {
 			r.push("1")
 			l := startMoving(t, r.rig, 20, 20)
 			before := r.status()
-			undo := func() {}
+			var undo func()
 			switch how {
 			case "newer", "damaged":
 				state := filepath.Join(r.cfg.Root, "state/supervisor.json")

@@ -55,7 +55,7 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 	}
 	g.changeSides()
 	if g.someStay() && g.hooks.OnRollback != nil {
-		g.hooks.OnRollback(ctx, g.moved())
+		g.hooks.OnRollback(ctx, g.gone())
 	}
 }
 
@@ -131,7 +131,7 @@ func (g *giver) giveUp(list []*conn) {
 	}
 }
 
-func (g *giver) moved() int {
+func (g *giver) gone() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.tally.moved
@@ -165,6 +165,7 @@ func (g *giver) freeze(ctx context.Context) error {
 	}
 	select {
 	case why := <-g.thawed:
+		failpoint("give.thawed")
 		if why != "" {
 			return fmt.Errorf("the next release: %s", why)
 		}
@@ -203,6 +204,7 @@ func (g *giver) changeSides() {
 	g.mu.Unlock()
 	if change {
 		g.confirm(list, true)
+		g.awaitOwned()
 		g.mu.Lock()
 		g.sides = g.broken == ""
 		g.parked = time.Time{}

@@ -52,18 +52,27 @@ const (
 	frameConfirm
 	frameWithdraw
 	frameEnd
+	frameOwned
 )
 
 const (
-	protocolVersion = 1
-	headerSize      = 16
-	maxBatch        = 128       // descriptors in a message
-	maxUnjudged     = 512       // connections offered and without a verdict
-	maxOffer        = 256 << 20 // payload of an OFFER
-	maxShared       = 64 << 20  // the app's shared state
-	maxPayload      = 1 << 20   // of any other frame
-	batchBytes      = 4 << 20   // an OFFER is not made longer than this by one more record
+	headerSize  = 16
+	maxBatch    = 128       // descriptors in a message
+	maxUnjudged = 512       // connections offered and without a verdict
+	maxOffer    = 256 << 20 // payload of an OFFER
+	maxShared   = 64 << 20  // the app's shared state
+	maxPayload  = 1 << 20   // of any other frame
+	batchBytes  = 4 << 20   // an OFFER is not made longer than this by one more record
 )
+
+// The versions that this SDK speaks. A release that may still have to be upgraded, or to take its connections back, must find one of its own here.
+var (
+	protocols = []int{1, ownedVersion}
+	records   = []int{recordVersion}
+)
+
+// ownedVersion is the protocol's version since which a taker says OWNED.
+const ownedVersion = 2
 
 // frame is a header and what came with it. The payload of an OFFER is read by whoever handles it.
 type frame struct {
@@ -137,7 +146,7 @@ func (ch *channel) next() (frame, error) {
 	case frameFreeze:
 		limit = maxShared + 4
 	}
-	if f.length > limit || f.kind < frameHello || f.kind > frameEnd || f.count > maxBatch {
+	if f.length > limit || f.kind < frameHello || f.kind > frameOwned || f.count > maxBatch {
 		f.closeAll()
 		return f, fmt.Errorf("%w: frame %d with %d bytes", errProtocol, f.kind, f.length)
 	}
@@ -235,8 +244,17 @@ func (ch *channel) greet(mine hello, by time.Time) (theirs hello, err error) {
 // errVersions is two SDKs that have no version in common: nothing moves.
 var errVersions = errors.New("the two releases' SDKs have no protocol version in common")
 
-func (h hello) speaks() bool {
-	return slices.Contains(h.Protocols, protocolVersion) && slices.Contains(h.Records, recordVersion)
+// speak returns the highest version that both speak, 0 if there is none, or if the giver's records cannot be read.
+func speak(giver, taker hello) (version int) {
+	if !slices.Contains(taker.Records, recordVersion) {
+		return 0
+	}
+	for _, v := range giver.Protocols {
+		if slices.Contains(taker.Protocols, v) && slices.Contains(protocols, v) {
+			version = max(version, v)
+		}
+	}
+	return version
 }
 
 // appendNumbers and parseNumbers are the payload of RECEIPT, CONFIRM and WITHDRAW.

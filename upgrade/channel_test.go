@@ -114,14 +114,24 @@ func takeInto(ch *channel, own hello, ls ...*listener) <-chan error {
 }
 
 func TestHandoff_FromListenerToListener(t *testing.T) {
-	for _, mode := range []Mode{Rolling, Barrier} {
-		t.Run(string(mode), func(t *testing.T) {
+	for _, tc := range []struct {
+		mode         Mode
+		giver, taker []int // versions
+	}{
+		{Rolling, []int{1, 2}, []int{1, 2}},
+		{Rolling, []int{1, 2}, []int{1}},
+		{Rolling, []int{1}, []int{1, 2, 3}},
+		{Rolling, []int{2, 9}, []int{1, 2}},
+		{Barrier, []int{1, 2}, []int{1, 2}},
+		{Barrier, []int{1}, []int{1, 2}},
+	} {
+		t.Run(fmt.Sprint(tc.mode, tc.giver, tc.taker), func(t *testing.T) {
 			from, to := echoing(t), echoing(t)
 			clients := callers(t, from, 300)
 			a, b := channels(t)
-			own := testHello(1)
-			own.Mode = string(mode)
-			done := takeInto(b, testHello(1), to)
+			own := testHello(tc.giver...)
+			own.Mode = string(tc.mode)
+			done := takeInto(b, testHello(tc.taker...), to)
 			g := startGiver(t, a, own)
 			g.all(within(t), []*listener{from})
 			talk(t, clients)
@@ -162,8 +172,8 @@ func TestHandoff_AfterTheBarrier_LateOnesMoveOneByOne(t *testing.T) {
 
 func TestHandoff_NoVersionInCommon_NothingMoves(t *testing.T) {
 	a, b := channels(t)
-	done := takeInto(b, testHello(2, 3))
-	if _, err := newGiver(a, testHello(1), Options{}.withDefaults(), time.Now().Add(patience)); !errors.Is(err, errVersions) {
+	done := takeInto(b, testHello(3, 4))
+	if _, err := newGiver(a, testHello(protocols...), Options{}.withDefaults(), time.Now().Add(patience)); !errors.Is(err, errVersions) {
 		t.Errorf("the giver: %v", err)
 	}
 	<-done
@@ -172,7 +182,7 @@ func TestHandoff_NoVersionInCommon_NothingMoves(t *testing.T) {
 // fakeTaker says hello and leaves the rest to a test.
 func fakeTaker(t testing.TB, ch *channel) {
 	t.Helper()
-	if err := ch.send(frameHello, mustJSON(t, testHello(1))); err != nil {
+	if err := ch.send(frameHello, mustJSON(t, testHello(protocols...))); err != nil {
 		t.Fatal(err)
 	}
 	if f, err := ch.next(); err != nil || f.kind != frameHello {
@@ -249,6 +259,47 @@ func TestGive_TakerFails_ConnectionsComeBack(t *testing.T) {
 			g.all(within(t), []*listener{from})
 			talk(t, clients)
 			if g.tally.moved != 0 {
+				t.Errorf("%+v", g.tally)
+			}
+			g.end()
+		})
+	}
+}
+
+// A taker that dies with a CONFIRM that it has not read, or has not answered, has touched nothing: the connections come back.
+func TestGive_TakerEndsBeforeItOwns_ConnectionsComeBack(t *testing.T) {
+	for _, mode := range []Mode{Rolling, Barrier} {
+		t.Run(string(mode), func(t *testing.T) {
+			from := echoing(t)
+			clients := callers(t, from, 1)
+			a, b := channels(t)
+			own := testHello(protocols...)
+			own.Mode = string(mode)
+			confirmed := make(chan frame, 1)
+			go func() {
+				fakeTaker(t, b)
+				f, err := b.next()
+				if err == nil && f.kind == frameFreeze {
+					b.send(frameThawed, nil)
+					f, err = b.next()
+				}
+				if err != nil || f.kind != frameOffer {
+					t.Errorf("frame %d: %v", f.kind, err)
+				}
+				io.CopyN(io.Discard, b.sock, int64(f.length))
+				b.send(frameReceipt, appendNumbers(nil, []uint32{f.first}))
+				k, _ := b.next()
+				confirmed <- k
+				f.closeAll()
+				b.close()
+			}()
+			g := startGiver(t, a, own)
+			g.all(within(t), []*listener{from})
+			if k := <-confirmed; k.kind != frameConfirm {
+				t.Errorf("frame %d instead of CONFIRM", k.kind)
+			}
+			talk(t, clients)
+			if g.tally.moved != 0 || g.tally.kept[ReasonPeer] != 1 {
 				t.Errorf("%+v", g.tally)
 			}
 			g.end()
@@ -381,6 +432,42 @@ func FuzzTake(f *testing.F) {
 		case <-done:
 		case <-ctx.Done():
 			t.Error("the taker does not end")
+		}
+	})
+}
+
+// FuzzGive: whatever a taker says before it ends, the giver ends too, and each connection is either given away or goes on here.
+func FuzzGive(f *testing.F) {
+	says := func(kind byte, payload string) []byte {
+		return append([]byte{kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(len(payload)), 0, 0, 0, 0}, payload...)
+	}
+	for _, mode := range []bool{false, true} {
+		f.Add(mode, says(byte(frameThawed), ""))
+		f.Add(mode, append(says(byte(frameReceipt), "\x00\x00\x00\x00"), says(byte(frameRefused), "\x00\x00\x00\x01\x02no")...))
+		f.Add(mode, append(says(byte(frameThawed), ""), says(byte(frameReceipt), "\x00\x00\x00\x01\x00\x00\x00\x01")...))
+		f.Add(mode, says(byte(frameNak), ""))
+		f.Add(mode, says(byte(frameOffer), "nonsense"))
+	}
+	f.Fuzz(func(t *testing.T, barrier bool, data []byte) {
+		from := echoing(t)
+		callers(t, from, 2)
+		a, b := channels(t)
+		own := testHello(1)
+		if barrier {
+			own.Mode = string(Barrier)
+		}
+		go func() {
+			b.send(frameHello, mustJSON(t, testHello(1)))
+			b.next()
+			b.sock.Write(data)
+			b.sock.CloseWrite()
+			io.Copy(io.Discard, b.sock)
+		}()
+		g := startGiver(t, a, own)
+		g.all(within(t), []*listener{from})
+		g.end()
+		if n := len(from.conns()); g.tally.moved+n != 2 {
+			t.Errorf("%d connections have moved and %d are here", g.tally.moved, n)
 		}
 	})
 }

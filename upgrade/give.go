@@ -64,6 +64,8 @@ type giver struct {
 	peer  hello
 	hooks Options
 
+	version int // of the protocol, that both speak
+
 	ctx    context.Context // ends with the giver
 	cancel context.CancelFunc
 	read   chan struct{} // closed when the reader has ended
@@ -81,9 +83,10 @@ type giver struct {
 	tried    map[*conn]bool
 	sealing  map[*sealedConn]bool // begun, and neither sealed nor staying, as far as the sender knows
 	pending  numbered
-	open     int // begun and neither moved nor back
-	pausing  int // of them in a slot
-	atOnce   int // how many may be
+	owed     map[uint32]*sealedConn // confirmed, and the taker has not said that it owns them
+	open     int                    // begun and neither moved nor back
+	pausing  int                    // of them in a slot
+	atOnce   int                    // how many may be
 	unjudged int
 	broken   Reason // why nothing more is offered
 	off      bool   // it was called off
@@ -101,9 +104,13 @@ type tally struct {
 
 // newGiver greets the other side.
 func newGiver(ch *channel, own hello, opt Options, by time.Time) (*giver, error) {
+	failpoint("give.greet")
 	peer, err := ch.greet(own, by)
-	if err == nil && !peer.speaks() {
-		err = errVersions
+	version := 0
+	if err == nil {
+		if version = speak(own, peer); version == 0 {
+			err = errVersions
+		}
 	}
 	if err != nil {
 		ch.send(frameEnd, nil)
@@ -112,7 +119,7 @@ func newGiver(ch *channel, own hello, opt Options, by time.Time) (*giver, error)
 	}
 	g := &giver{ch: ch, own: own, peer: peer, hooks: opt, barrier: own.Mode == string(Barrier) || peer.Mode == string(Barrier),
 		read: make(chan struct{}), sent: make(chan struct{}), thawed: make(chan string, 1),
-		tried: map[*conn]bool{}, sealing: map[*sealedConn]bool{}, atOnce: atOnceFirst, tally: tally{kept: map[Reason]int{}}}
+		tried: map[*conn]bool{}, sealing: map[*sealedConn]bool{}, owed: map[uint32]*sealedConn{}, version: version, atOnce: atOnceFirst, tally: tally{kept: map[Reason]int{}}}
 	g.inbox.init()
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	go g.receive()
@@ -460,6 +467,12 @@ func (g *giver) overdue(before time.Time) bool {
 			return true
 		}
 	}
+	for _, s := range g.owed {
+		if s.offered.Before(before) {
+			g.hangs = true
+			return true
+		}
+	}
 	return false
 }
 
@@ -579,6 +592,7 @@ func (g *giver) receive() {
 			g.hooks.Log("%v", err)
 			g.withdraw(ReasonPeer)
 			g.ch.send(frameEnd, nil)
+			g.owned(g.allOwed()) // whatever it says of them
 			io.Copy(io.Discard, g.ch.sock)
 		}
 		if err != nil {
@@ -604,6 +618,12 @@ func (g *giver) handle(f frame) error {
 		for n, why := range list {
 			g.refused(n, why)
 		}
+	case frameOwned:
+		list, err := parseNumbers(f.payload)
+		if err != nil {
+			return err
+		}
+		g.owned(list)
 	case frameNak:
 		g.takeBack(f, ReasonFiles)
 	case frameThawed:
@@ -675,7 +695,9 @@ func (g *giver) confirm(list []uint32, all bool) {
 	if !all {
 		payload = appendNumbers(nil, k.numbers)
 	}
+	g.owe(k, true)
 	if err := g.ch.send(frameConfirm, payload); err != nil {
+		g.owe(k, false)
 		g.strand(k, err)
 		return
 	}
@@ -692,10 +714,52 @@ func (g *giver) confirm(list []uint32, all bool) {
 	}
 	g.tally.longest = max(g.tally.longest, longest)
 	g.paceLocked(longest)
-	g.tally.moved += len(k.conns)
 	g.notifyLocked()
 	g.mu.Unlock()
-	go g.letGo(k.conns) // nobody waits for that, but the next receipts for us
+	if g.version < ownedVersion {
+		g.moved(k.conns)
+	}
+}
+
+// owe notes, or not, what the taker must say that it owns.
+func (g *giver) owe(k claimed, yes bool) {
+	if g.version < ownedVersion {
+		return
+	}
+	now := time.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i, n := range k.numbers {
+		if k.conns[i].offered = now; yes {
+			g.owed[n] = k.conns[i]
+		} else {
+			delete(g.owed, n)
+		}
+	}
+}
+
+// owned lets go of what the taker has. Before it has said so it has touched nothing: if it dies, all is as it was.
+func (g *giver) owned(list []uint32) {
+	failpoint("give.owned")
+	var conns []*sealedConn
+	g.mu.Lock()
+	for _, n := range list {
+		if s := g.owed[n]; s != nil {
+			delete(g.owed, n)
+			conns = append(conns, s)
+		}
+	}
+	g.mu.Unlock()
+	g.moved(conns)
+}
+
+// moved counts those that are elsewhere now, and closes our descriptors; nobody waits for that.
+func (g *giver) moved(list []*sealedConn) {
+	g.mu.Lock()
+	g.tally.moved += len(list)
+	g.notifyLocked()
+	g.mu.Unlock()
+	go g.letGo(list)
 }
 
 // paceLocked learns from the longest pause of some connections.
@@ -809,10 +873,12 @@ func (g *giver) withdraw(why Reason) {
 	if len(k.conns) == 0 {
 		return
 	}
+	failpoint("give.withdraw")
 	if err := g.ch.send(frameWithdraw, appendNumbers(nil, k.numbers)); err != nil {
 		g.strand(k, err)
 		return
 	}
+	failpoint("give.withdrawn")
 	for _, s := range k.conns {
 		if s.refused != "" {
 			g.back(s, s.refused)
@@ -834,12 +900,32 @@ func (g *giver) lost() {
 		list = append(list, s)
 		g.pending.remove(n)
 	}
+	for n, s := range g.owed {
+		list = append(list, s)
+		delete(g.owed, n)
+	}
 	g.notifyLocked()
 	g.mu.Unlock()
 	for _, s := range list {
 		g.back(s, ReasonPeer)
 	}
 	g.cancel()
+}
+
+func (g *giver) allOwed() (list []uint32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for n := range g.owed {
+		list = append(list, n)
+	}
+	return list
+}
+
+// awaitOwned waits until the taker has said that it owns what it was given, or is dead; not for long.
+func (g *giver) awaitOwned() {
+	ctx, cancel := context.WithTimeout(context.Background(), hungTime)
+	defer cancel()
+	g.await(ctx, func() bool { return len(g.owed) == 0 })
 }
 
 // end takes back what is open and ends the channel, if the other side still reads. It returns when every connection is settled, or the taker hangs.
@@ -849,10 +935,12 @@ func (g *giver) end() {
 	g.cancel()
 	<-g.sent
 	g.withdraw(ReasonLate)
+	g.awaitOwned()
 	g.mu.Lock()
-	stuck := g.pending.n > 0
+	stuck := g.pending.n > 0 || len(g.owed) > 0
 	g.mu.Unlock()
 	if !stuck {
+		failpoint("give.end")
 		g.ch.send(frameEnd, nil)
 		select { // the taker closes at END; if it does not, nothing of ours hangs on it
 		case <-g.read:

@@ -35,7 +35,7 @@ func benchHandoff(b *testing.B, role string, mode Mode, n int) {
 	s := newService(b)
 	env := "UPGRADE_TEST_MODE=" + string(mode)
 	old := s.start(role, env)
-	c := dialCrowd(b, s.ln.Addr().String(), role, n)
+	c := dialCrowd(b, s.ln.Addr().String(), role, n, busyOnes)
 	var took, gave, taken, told, seen []time.Duration
 	profileParts(old) // it has taken nothing
 	profileParts(old)
@@ -78,13 +78,14 @@ func medianOf(list []time.Duration) time.Duration {
 
 // crowd is many clients of one service.
 type crowd struct {
-	role string
-	list []*caller
-	stop chan struct{}
-	busy sync.WaitGroup
-	mu   sync.Mutex // protects what follows
-	slow time.Duration
-	err  error
+	role  string
+	list  []*caller
+	quiet int // index of the first that is not busy
+	stop  chan struct{}
+	busy  sync.WaitGroup
+	mu    sync.Mutex // protects what follows
+	slow  time.Duration
+	err   error
 }
 
 // caller is one of them. Each answer must bear the number of the message.
@@ -100,8 +101,8 @@ const (
 	think    = 4 * time.Millisecond
 )
 
-func dialCrowd(t testing.TB, addr, role string, n int) *crowd {
-	c := &crowd{role: role, stop: make(chan struct{})}
+func dialCrowd(t testing.TB, addr, role string, n, busy int) *crowd {
+	c := &crowd{role: role, quiet: busy, stop: make(chan struct{})}
 	for range n {
 		conn, err := net.Dial("tcp", addr)
 		if err != nil {
@@ -121,7 +122,7 @@ func dialCrowd(t testing.TB, addr, role string, n int) *crowd {
 		c.list = append(c.list, x)
 	}
 	c.talk(t)
-	for _, x := range c.list[:busyOnes] {
+	for _, x := range c.list[:busy] {
 		c.busy.Go(func() { c.chat(x) })
 	}
 	return c
@@ -197,7 +198,7 @@ func (c *crowd) answered(x *caller) error {
 // talk lets the idle ones say something, and checks the answers.
 func (c *crowd) talk(t testing.TB) {
 	t.Helper()
-	idle := c.list[busyOnes:]
+	idle := c.list[c.quiet:]
 	for _, x := range idle {
 		x.SetDeadline(time.Now().Add(patience))
 		if err := c.ask(x); err != nil {

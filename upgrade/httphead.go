@@ -55,7 +55,16 @@ func parseRequest(b []byte) (head, error) {
 		return head{}, fmt.Errorf("%w: a request line of %d bytes", ErrFraming, len(line))
 	}
 	h := head{length: -1, isHead: string(method) == "HEAD", isConnect: string(method) == "CONNECT", close: minor == 0}
-	return h, h.fields(rest)
+	return h, h.all(rest, minor)
+}
+
+// all reads the header fields. HTTP/1.0 knows no transfer encodings: servers differ in what they make of one (RFC 9112, section 6.1).
+func (h *head) all(b []byte, minor int) error {
+	err := h.fields(b)
+	if err == nil && minor == 0 && h.chunked {
+		err = fmt.Errorf("%w: a transfer encoding in HTTP/1.0", ErrFraming)
+	}
+	return err
 }
 
 // parseResponse reads a complete response head.
@@ -69,7 +78,7 @@ func parseResponse(b []byte) (head, error) {
 		return head{}, fmt.Errorf("%w: a status line of %d bytes", ErrFraming, len(line))
 	}
 	h := head{length: -1, status: int(status), close: minor == 0}
-	return h, h.fields(rest)
+	return h, h.all(rest, minor)
 }
 
 var (

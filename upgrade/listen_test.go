@@ -70,3 +70,14 @@ func TestListen_SameAddressTwice_IsToldApart(t *testing.T) {
 		t.Errorf("the other release hears of %d listeners", n)
 	}
 }
+
+// What tableflip hands on has a key of its own, too: the same for the same words in the same order.
+func TestStandalone_SameAddressTwice_IsToldApart(t *testing.T) {
+	for range 2 { // processes
+		s := &standalone{used: map[string]int{}}
+		got := []string{s.key("tcp", ":0"), s.key("udp", ":0"), s.key("tcp", ":0"), s.key("tcp", ":80"), s.key("tcp", ":0")}
+		if want := ":0 :0 :0#2 :80 :0#3"; strings.Join(got, " ") != want {
+			t.Errorf("%q, not %s", got, want)
+		}
+	}
+}

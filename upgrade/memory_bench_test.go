@@ -58,7 +58,7 @@ func BenchmarkMovedMemory(b *testing.B) {
 			s := newService(b)
 			first := s.start(role)
 			none := first.memory(b)
-			c := dialCrowd(b, s.ln.Addr().String(), role, n)
+			c := dialCrowd(b, s.ln.Addr().String(), role, n, 0)
 			accepted := first.memory(b)
 			second := s.start(role)
 			noneYet := second.memory(b)

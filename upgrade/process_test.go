@@ -3,6 +3,7 @@ package upgrade
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	ctl "github.com/hotdeploy/hotdeploy/upgrade/control"
+	points "github.com/hotdeploy/hotdeploy/upgrade/internal/failpoint"
 )
 
 // This file runs generations as real processes: the test binary starts itself again, with a role.
@@ -48,6 +50,8 @@ func runApp(p Protocol, serve func(net.Listener)) {
 	}()
 	profile()
 	tellMemory()
+	failpoint = points.FromEnv()
+	limited()
 	up, err := New(Options{States: []uint32{1}, Mode: Mode(os.Getenv("UPGRADE_TEST_MODE")), Log: log.Printf})
 	if err != nil {
 		log.Fatal(err)
@@ -56,17 +60,48 @@ func runApp(p Protocol, serve func(net.Listener)) {
 	if err != nil {
 		log.Fatal(err)
 	}
-	go serve(ln)
+	go func() {
+		d, _ := time.ParseDuration(os.Getenv("UPGRADE_TEST_SLOW"))
+		time.Sleep(d) // an app that is long to look
+		serve(ln)
+	}()
 	if err := up.Ready(); err != nil {
 		log.Fatal(err)
 	}
 	<-up.Exit()
 }
 
+// limited makes the process another than it is: an SDK of other versions, or one with few descriptors.
+func limited() {
+	if list := os.Getenv("UPGRADE_TEST_PROTOCOLS"); list != "" {
+		protocols = numbers(list)
+	}
+	if list := os.Getenv("UPGRADE_TEST_RECORDS"); list != "" {
+		records = numbers(list)
+	}
+	if n, err := strconv.ParseUint(os.Getenv("UPGRADE_TEST_NOFILE"), 10, 64); err == nil {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: n}); err != nil {
+			log.Fatal(err)
+		}
+	}
+}
+
+func numbers(text string) (list []int) {
+	for field := range strings.SplitSeq(text, ",") {
+		n, _ := strconv.Atoi(field)
+		list = append(list, n)
+	}
+	return list
+}
+
 // serveLines echoes lines, each with its number on this connection before it.
 func serveLines(ln net.Listener) {
 	for {
 		c, err := ln.Accept()
+		if errors.Is(err, unix.EMFILE) {
+			time.Sleep(5 * time.Millisecond) // as net/http does
+			continue
+		}
 		if err != nil {
 			log.Fatal(err)
 		}
@@ -227,6 +262,28 @@ func (s *service) move(from, to *process) ctl.Message {
 	s.t.Helper()
 	s.order(from, to, patience)
 	return s.given(from)
+}
+
+// proceed ends the handoff that is open.
+func (s *service) proceed(p *process) {
+	s.t.Helper()
+	if err := p.line.Send(ctl.Message{Type: ctl.Proceed}, nil, time.Second); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// await waits until the process has said something.
+func (p *process) await(t testing.TB, text string) {
+	t.Helper()
+	for by := time.Now().Add(patience); !strings.Contains(p.log.String(), text); {
+		select {
+		case <-p.done:
+		case <-time.After(5 * time.Millisecond): // nothing tells
+		}
+		if time.Now().After(by) {
+			t.Fatalf("the process does not say %q\n%s", text, p.log.String())
+		}
+	}
 }
 
 // term tells a process that it has been replaced, and waits for its end.

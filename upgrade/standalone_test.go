@@ -415,7 +415,8 @@ func TestAlone_NewProcessFails_OldGoesOn(t *testing.T) {
 				crashed := crashedWith(t, line)
 				l.await("ends of connections", func() bool { return d.Snapshot().Closed >= crashed })
 				l.beat(d)
-				l.upgrade() // and once more it works
+				l.get("/version") // it accepts
+				l.upgrade()       // and once more it works
 				l.beat(d)
 				r := l.stop(d)
 				if sooner := !strings.HasPrefix(tc.failpoint, "alone.commit") && (mode == "barrier" || !strings.HasPrefix(tc.failpoint, "take.accepted")); sooner && crashed > 0 {

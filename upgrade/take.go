@@ -31,6 +31,8 @@ type taker struct {
 	buf       []byte // payload of the OFFER under way; the reader's
 	verdicts  batcher[verdict]
 	offers    chan struct{} // has room for one; tells hurry
+	version   int           // of the protocol, that both speak
+	owning    sync.WaitGroup
 
 	mu    sync.Mutex // protects what follows; taken before a conn's
 	held  map[uint32]*heldConn
@@ -53,13 +55,17 @@ func take(ch *channel, own hello, opt Options, ls []*listener, by time.Time) (*t
 	for _, l := range ls {
 		t.listeners[l.name] = l
 	}
-	defer ch.close()
+	defer func() {
+		t.owning.Wait()
+		ch.close()
+	}()
 	failpoint("take.greet")
 	peer, err := ch.greet(own, by)
 	if err != nil {
 		opt.opened()
 		return t, err
 	}
+	t.version = speak(peer, own)
 	t.barrier = own.Mode == string(Barrier) || peer.Mode == string(Barrier)
 	if !t.barrier {
 		opt.opened()
@@ -105,7 +111,7 @@ func (t *taker) handle(f frame) error {
 			return err
 		}
 		t.settle(list, f.kind == frameConfirm, f.kind == frameWithdraw)
-		if t.barrier && f.kind == frameConfirm {
+		if t.barrier && f.kind == frameConfirm && t.version < ownedVersion {
 			t.hooks.opened()
 		}
 		return nil
@@ -118,6 +124,7 @@ func (t *taker) thaw(b []byte) error {
 	if len(b) < 4 {
 		return fmt.Errorf("%w: FREEZE of %d bytes", errProtocol, len(b))
 	}
+	failpoint("take.thaw")
 	version, state := binary.BigEndian.Uint32(b), b[4:]
 	why := ""
 	switch {
@@ -131,6 +138,7 @@ func (t *taker) thaw(b []byte) error {
 			why = fmt.Sprintf("OnThaw: %v", err)
 		}
 	}
+	failpoint("take.thawed")
 	t.ch.send(frameThawed, []byte(why))
 	return nil
 }
@@ -241,16 +249,47 @@ func (t *taker) adopt(n uint32, b []byte, fd int) (*conn, Reason) {
 
 // settle makes connections ours, or gives them back; without a list all that are held, or only those that our app has accepted.
 func (t *taker) settle(list []uint32, ours, all bool) {
-	for _, c := range t.claim(list, ours, all) {
-		if ours {
-			c.open()
-		} else {
-			c.abandon()
-		}
+	numbers, conns := t.claim(list, ours, all)
+	switch {
+	case !ours:
+		abandon(conns)
+	case all || t.version < ownedVersion: // the giver is dead, or does not wait for a word
+		open(conns)
+	default:
+		t.owning.Go(func() { t.own(numbers, conns) })
 	}
 }
 
-func (t *taker) claim(list []uint32, ours, all bool) []*conn {
+func open(conns []*conn) {
+	for _, c := range conns {
+		c.open()
+	}
+}
+
+func abandon(conns []*conn) {
+	for _, c := range conns {
+		c.abandon()
+	}
+}
+
+// own tells the giver that connections are ours, and only then makes them so: if we die before, they live on over there. If that
+// cannot be told, it is not true.
+func (t *taker) own(numbers []uint32, conns []*conn) {
+	failpoint("take.owned")
+	err := t.ch.send(frameOwned, appendNumbers(nil, numbers))
+	if err != nil && dead(err) != io.EOF {
+		t.hooks.Log("handoff: the release before does not read: %v", err)
+		abandon(conns)
+		t.ch.close()
+		return
+	}
+	open(conns)
+	if t.barrier {
+		t.hooks.opened()
+	}
+}
+
+func (t *taker) claim(list []uint32, ours, all bool) (numbers []uint32, conns []*conn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(list) == 0 {
@@ -260,17 +299,16 @@ func (t *taker) claim(list []uint32, ours, all bool) []*conn {
 			}
 		}
 	}
-	conns := make([]*conn, 0, len(list))
 	for _, n := range list {
 		if h := t.held[n]; h != nil {
 			t.dropLocked(n, h)
-			conns = append(conns, h.c)
+			numbers, conns = append(numbers, n), append(conns, h.c)
 		}
 	}
 	if ours {
 		t.moved += len(conns)
 	}
-	return conns
+	return numbers, conns
 }
 
 func (t *taker) dropLocked(n uint32, h *heldConn) {
@@ -365,6 +403,7 @@ func (t *taker) tell(list []verdict) {
 		c.abandon()
 	}
 	if len(refusals) > 0 {
+		failpoint("take.refused")
 		t.ch.send(frameRefused, refusals)
 	}
 	if len(receipts) > 0 {

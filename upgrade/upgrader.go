@@ -35,7 +35,9 @@ type Options struct {
 	// a version before one saves it.
 	States []uint32
 
-	Mode     Mode          // Rolling or Barrier; if either release wants a barrier there is one
+	// Mode is Rolling or Barrier; if either release wants a barrier there is one. Then each handler must come to a Read within two seconds, or its connection
+	// is refused. Under hotdeployd nobody is let into the next release before the barrier, unless it has to show its readiness by a connection (tcp, http).
+	Mode     Mode
 	Patience time.Duration // how long a request in flight, or a handler that is busy, is waited for; 0: two seconds
 
 	// The hooks of barrier mode, in their order. All may block until their context ends, within the time for the handoff; nil: nothing to do. With
@@ -221,7 +223,7 @@ func (u *Upgrader) helloMessage() ctl.Message {
 }
 
 func (u *Upgrader) hello() hello {
-	h := hello{Protocols: []int{protocolVersion}, Records: []int{recordVersion}, States: u.opt.States, Mode: string(u.opt.Mode), Listeners: map[string]string{}}
+	h := hello{Protocols: protocols, Records: records, States: u.opt.States, Mode: string(u.opt.Mode), Listeners: map[string]string{}}
 	for _, l := range u.all() {
 		h.Listeners[l.name] = l.protocol.name
 	}

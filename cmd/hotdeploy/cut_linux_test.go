@@ -141,7 +141,7 @@ func TestPush_CutAnywhere_SendsNothingTwice(t *testing.T) {
 		had += arrived
 	}
 	t.Logf("%d of %d pushes broke, with %d bytes sent; %d of these had arrived, %d were sent again", broken, cuts, sent, had, again)
-	if broken < cuts/2 || had < sent/2 {
+	if broken < cuts/2 || had < sent/5 { // sshd throws away what it has not passed on when a line breaks
 		t.Error("that is no test of what it is for")
 	}
 }

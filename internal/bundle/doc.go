@@ -13,5 +13,9 @@
 //   - A bundle may come from anybody. [Open] believes nothing in it, and what is made of it is checked against the manifest by
 //     whoever keeps it.
 //
+// Without a common base there are no chunks of what the host has, as rsync would look for: measured on a Go program of 12 MB with one
+// function more, chunks of 4 to 64 kB save 30% (2 kB: 33%), since numbers change everywhere in it; a library that several machines
+// share saves 99%.
+//
 // Read [Choose] first, then [Write] and [Bundle.Apply].
 package bundle

@@ -1,7 +1,7 @@
 // Package store owns what lies under a service's root on the host:
 //
 //	releases/<version>/   manifest.json and files/, read-only
-//	incoming/<digest>/    manifest.json and parts/<sha256>: uploads, resumable
+//	incoming/<digest>/    manifest.json, and parts/<sha256> or bundle-<id>: uploads, resumable
 //	current               → releases/<version>, the committed one
 //	shared/               what lives across releases
 //	env                   KEY=value, the host's own environment of the service

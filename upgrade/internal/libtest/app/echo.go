@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
+	"log"
 	"net/http"
 
 	coder "github.com/coder/websocket"
@@ -10,6 +12,13 @@ import (
 
 	"github.com/hotdeploy/hotdeploy/upgrade"
 )
+
+// tell prints why a connection ends, for whoever looks for the cause of a failure.
+func tell(r *http.Request, err error) {
+	if err != nil && !errors.Is(err, upgrade.ErrHandoff) {
+		log.Printf("%s ends: %v", r.RemoteAddr, err)
+	}
+}
 
 // libraries make the handlers. Each answers a message with the number of messages before it on this connection, and the message; after one that says
 // goodbye it closes the WebSocket with closeCode.
@@ -59,10 +68,12 @@ func gorillaEcho(compress bool) http.HandlerFunc {
 		for {
 			kind, p, err := c.ReadMessage()
 			if err != nil {
+				tell(r, err)
 				return
 			}
 			b, bye := count.answer(p)
-			if c.WriteMessage(kind, b) != nil {
+			if err := c.WriteMessage(kind, b); err != nil {
+				tell(r, err)
 				return
 			}
 			if bye && c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(closeCode, "")) != nil {
@@ -88,10 +99,12 @@ func coderEcho(compress bool) http.HandlerFunc {
 		for {
 			kind, p, err := c.Read(r.Context())
 			if err != nil {
+				tell(r, err)
 				return
 			}
 			b, bye := count.answer(p)
-			if c.Write(r.Context(), kind, b) != nil {
+			if err := c.Write(r.Context(), kind, b); err != nil {
+				tell(r, err)
 				return
 			}
 			if bye {

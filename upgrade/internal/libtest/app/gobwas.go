@@ -33,6 +33,7 @@ func gobwasEcho(compress bool) http.HandlerFunc {
 		for {
 			p, op, err := wsutil.ReadClientData(c)
 			if err != nil {
+				tell(r, err)
 				return
 			}
 			b, bye := count.answer(p)
