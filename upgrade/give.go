@@ -136,7 +136,7 @@ func (g *giver) all(ctx context.Context, ls []*listener) {
 	} else {
 		g.rolling(ctx, ls)
 	}
-	settled := func() bool { return g.open == 0 }
+	settled := func() bool { return g.open == 0 || g.hangs && g.open == g.pending.n+len(g.owed) } // what is left then only the end of who hangs can settle
 	if g.await(ctx, settled) != nil {
 		g.recall(ctx)
 		g.withdraw(ReasonLate)
@@ -452,6 +452,9 @@ func (g *giver) watch() {
 		case now := <-tick.C:
 			if g.overdue(now.Add(-hungTime)) {
 				g.withdraw(ReasonPeer)
+				g.mu.Lock()
+				g.notifyLocked()
+				g.mu.Unlock()
 				return
 			}
 		}
