@@ -839,9 +839,9 @@ func (g *giver) takeBack(f frame, why Reason) {
 
 // back takes a connection up again that has been claimed.
 func (g *giver) back(s *sealedConn, why Reason) {
-	next := s.c.resume(s.r)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	next := s.c.resume(s.r) // with the lock: it is in the list from here on, and must not be tried again
 	if next != nil {
 		g.tried[next] = true
 	}
