@@ -84,13 +84,6 @@ func (b *Bundler) base(digest string) *release.Manifest {
 	return m
 }
 
-// avoid forgets a base with which something went wrong.
-func (b *Bundler) avoid(digest string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.bases[digest] = nil
-}
-
 // manifest is the release's manifest as a delta from that of the release with a digest, if that is known here; else base is empty.
 func (b *Bundler) manifest(ctx context.Context, digest string) (delta []byte, base string, err error) {
 	var old []byte
@@ -122,6 +115,14 @@ func (b *Bundler) recipe(lacks []int, has []string) bundle.Recipe {
 	return bundle.Choose(b.rel.Manifest, lacks, nil, "")
 }
 
+func (b *Bundler) openBase(f *release.File) (bundle.File, error) {
+	r, err := b.library.Content(b.ctx, f)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", errBase, f.Path, err)
+	}
+	return r, nil
+}
+
 // bundle begins to make a bundle, if nobody has before.
 func (b *Bundler) bundle(r bundle.Recipe) (*spool, error) {
 	id := r.ID(b.rel.Digest)
@@ -132,7 +133,7 @@ func (b *Bundler) bundle(r bundle.Recipe) (*spool, error) {
 	}
 	var base bundle.Source
 	if r.Base != "" {
-		base = bundle.Source{Manifest: b.bases[r.Base], Open: func(f *release.File) (bundle.File, error) { return b.library.Content(b.ctx, f) }}
+		base = bundle.Source{Manifest: b.bases[r.Base], Open: b.openBase}
 	}
 	to := bundle.Source{Manifest: b.rel.Manifest, Open: func(f *release.File) (bundle.File, error) { return b.rel.Open(f.SHA256) }}
 	s, err := newSpool(func(w io.Writer) error { return bundle.Write(b.ctx, w, r, base, to) })

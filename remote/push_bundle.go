@@ -22,17 +22,14 @@ func (d *Deployment) sendBundle(ctx context.Context, rel *release.Packed, st api
 		b = NewBundler(ctx, rel, nil)
 		defer b.Close()
 	}
-	committed := ""
-	if st.Committed != nil {
-		committed = st.Committed.Digest
-	}
+	based := true
 	for range bundleTries {
-		var used string
-		t, used, err = d.tryBundle(ctx, b, committed)
-		switch committed = ""; {
-		case errors.Is(err, api.ErrBundle) && used != "":
-			d.say(fmt.Sprintf("%v; sending it without that release as a base", err))
-			b.avoid(used)
+		var used bool
+		t, used, err = d.tryBundle(ctx, b, st, based)
+		switch {
+		case used && (errors.Is(err, api.ErrBundle) || errors.Is(err, errBase)):
+			d.say(fmt.Sprintf("%v; sending it without another release as a base", err))
+			based = false
 		case errors.Is(err, api.ErrDigest), errors.Is(err, api.ErrIncomplete):
 			d.say(fmt.Sprintf("%v; sending it again", err))
 		case errors.Is(err, api.ErrBundle):
@@ -58,31 +55,41 @@ func hasChanged(ctx context.Context, rel *release.Packed) error {
 	return nil
 }
 
-// tryBundle plans and sends once. used is the base that was used, if any.
-func (d *Deployment) tryBundle(ctx context.Context, b *Bundler, committed string) (t Transfer, used string, err error) {
-	manifest, used, err := b.manifest(ctx, committed)
-	if err != nil {
-		return t, "", fmt.Errorf("encode the manifest: %w", err)
+// errBase is a base that cannot be read here.
+var errBase = errors.New("what is kept here of another release is no good")
+
+// tryBundle plans and sends once. used tells whether another release was used as a base, if based allows that.
+func (d *Deployment) tryBundle(ctx context.Context, b *Bundler, st api.Status, based bool) (t Transfer, used bool, err error) {
+	committed := ""
+	if based && st.Committed != nil {
+		committed = st.Committed.Digest
 	}
-	plan, err := d.line.Client.PlanBundle(ctx, manifest, used)
+	manifest, base, err := b.manifest(ctx, committed)
 	if err != nil {
-		return t, used, err
+		return t, false, fmt.Errorf("encode the manifest: %w", err)
+	}
+	plan, err := d.line.Client.PlanBundle(ctx, manifest, base)
+	if err != nil {
+		return t, base != "", err
 	}
 	if err := checkBundlePlan(b.rel, plan); err != nil {
-		return t, "", fmt.Errorf("the host's plan: %w", err)
+		return t, false, fmt.Errorf("the host's plan: %w", err)
 	}
 	t = Transfer{Files: len(plan.Lacks), Reused: plan.Reused}
 	switch {
 	case plan.Complete:
-		return t, "", nil
+		return t, false, nil
 	case len(plan.Lacks) == 0:
 		d.transferred(t)
 		_, err = d.line.Client.Complete(ctx, plan.Digest)
-		return t, "", err
+		return t, false, err
+	}
+	if !based {
+		plan.Has = nil
 	}
 	r := b.recipe(plan.Lacks, plan.Has)
 	t, err = d.sendSpool(ctx, b, r, plan, t)
-	return t, r.Base, err
+	return t, r.Base != "", err
 }
 
 func (d *Deployment) sendSpool(ctx context.Context, b *Bundler, r bundle.Recipe, plan api.UploadPlan, t Transfer) (Transfer, error) {
@@ -97,7 +104,7 @@ func (d *Deployment) sendSpool(ctx context.Context, b *Bundler, r bundle.Recipe,
 	at := plan.Arrived[id]
 	size, err := s.wait(ctx, at)
 	if err != nil && err != io.EOF {
-		return t, fmt.Errorf("make what is to be sent: %w", err)
+		return t, notMade(ctx, err)
 	}
 	if at > size { // that is no beginning of ours
 		at = 0
@@ -111,7 +118,7 @@ func (d *Deployment) sendSpool(ctx context.Context, b *Bundler, r bundle.Recipe,
 	}})
 	t = p.stop()
 	if _, _, made := s.state(); made != nil && made != io.EOF {
-		return t, fmt.Errorf("make what is to be sent: %w", made)
+		return t, notMade(ctx, made)
 	}
 	if err != nil {
 		return t, fmt.Errorf("upload, after %d of %d bytes: %w", t.Done, t.Total, err)
@@ -119,6 +126,14 @@ func (d *Deployment) sendSpool(ctx context.Context, b *Bundler, r bundle.Recipe,
 	t.Done, t.Ended = t.Total, true
 	d.transferred(t)
 	return t, nil
+}
+
+// notMade explains why there is no bundle.
+func notMade(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("make what is to be sent: %w", err)
 }
 
 // progress is told how far a body was read, by whoever sends it, perhaps also when the answer is there already.

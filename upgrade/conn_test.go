@@ -656,6 +656,19 @@ func TestRetired_TakesNothingMore(t *testing.T) {
 	expect(t, again, "a\n")
 }
 
+// TestResume_LeavesNoMomentWithoutAConnection: in which a process that is to end would end.
+func TestResume_LeavesNoMomentWithoutAConnection(t *testing.T) {
+	_, c := pair(t, newTestListener(t, Lines()))
+	r := mustSeal(t, c)
+	gone := live.change()
+	c.resume(r)
+	select {
+	case <-gone:
+		t.Error("the list said for a moment that a connection is gone")
+	default:
+	}
+}
+
 func TestErrors_LookLikeThoseOfPackageNet(t *testing.T) {
 	l, l2 := newTestListener(t, partLines()), newTestListener(t, partLines())
 	_, c := pair(t, l)

@@ -224,10 +224,10 @@ func (c *conn) resume(r *record) *conn {
 		return nil
 	}
 	c.state = gone
-	c.forgetLocked()
 	next := newAdopted(&conn{}, c.sock, c.listener, &replay{record: r, opened: true})
 	c.sock.SetDeadline(time.Time{}) // what this one may have left
-	deliver([]*conn{next})
+	deliver([]*conn{next})          // before this one is forgotten: a process without connections may end
+	c.forgetLocked()
 	return next
 }
 

@@ -3,6 +3,7 @@ package upgrade
 import (
 	"bytes"
 	"testing"
+	"time"
 )
 
 // TestMQTT_MovesBeforeItsConnectIsComplete: a client that says nothing, or a part of its CONNECT, is no reason to wait, and can say the rest over there.
@@ -72,6 +73,34 @@ func TestMQTT_CloseAfterTheHandoff_SaysNothing(t *testing.T) {
 	expect(t, again, "\x10\x05hello")
 	say(t, again, "\x20\x02\x00\x00\xd0\x00")
 	expect(t, client, "\xd0\x00")
+}
+
+// TestPark_DeadlinesRest: a pause is not the client's fault, so what was left of its app's patience is left afterwards.
+func TestPark_DeadlinesRest(t *testing.T) {
+	client, c := pair(t, newTestListener(t, Lines()))
+	by := time.Now().Add(patience)
+	c.SetReadDeadline(by)
+	read := make(chan error, 1)
+	go func() {
+		_, err := c.Read(make([]byte, 10))
+		read <- err
+	}()
+	c.park()
+	if err := c.atRest(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	const pause = 5 * time.Millisecond
+	time.Sleep(pause)
+	c.unpark()
+	say(t, client, "late\n")
+	if err := <-read; err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.readBy < instantOf(by.Add(pause)) {
+		t.Errorf("the pause counted: %s are missing", time.Duration(instantOf(by.Add(pause))-c.readBy))
+	}
 }
 
 // TestPark_SlowClientDoesNotHoldItsHandler: what the kernel does not take of an answer goes along, so that the handler comes to a Read; and

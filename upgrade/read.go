@@ -97,8 +97,12 @@ func (c *conn) pauseLocked(size int) (wait bool, err error) {
 	}
 	c.parked = true
 	c.notifyLocked()
-	c.awaitLocked(0) // a pause is not the client's fault: the app's deadlines rest
+	since := time.Now()
+	c.awaitLocked(0)
 	c.parked = false
+	if c.readBy != 0 { // a pause is not the client's fault: the app's deadlines rest
+		c.readBy += instant(time.Since(since))
+	}
 	c.unarmed = true
 	return true, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -46,5 +47,21 @@ func TestStore_BaseOnTheHostIsDamaged_TheReleaseArrivesAllTheSame(t *testing.T) 
 	}
 	w.write("srv/releases/1/files/run.sh", "#!/bin/sh\nexec sleep 1000\n"+strings.Repeat("# WHAT is here matters\n", 1000), 0o755)
 	w.write("app/run.sh", "#!/bin/sh\nexec sleep 1001\n"+strings.Repeat("# what is here matters\n", 1000), 0o755)
-	w.want(0, []string{"push", "--version", "2", "web-1"}, "as a delta", "without that release as a base", "2 is serving")
+	w.want(0, []string{"push", "--version", "2", "web-1"}, "as a delta", "without another release as a base", "2 is serving")
+}
+
+func TestStore_WhatIsKeptIsDamaged_TheReleaseArrivesAllTheSame(t *testing.T) {
+	w := newWorld(t)
+	w.project("exec sleep 1000", "10ms", "web-1")
+	w.want(0, []string{"push", "--version", "1", "web-1"})
+	kept, _ := filepath.Glob(w.path("store/contents/*/*"))
+	for _, name := range kept {
+		if err := os.WriteFile(name, []byte("no good"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.write("app/run.sh", "#!/bin/sh\n# more\nexec sleep 1000\n", 0o755)
+	w.want(0, []string{"push", "--version", "2", "web-1"}, "without another release as a base", "2 is serving")
+	w.write("app/run.sh", "#!/bin/sh\n# more again\nexec sleep 1000\n", 0o755)
+	w.want(0, []string{"push", "--version", "3", "web-1"}, "as a delta", "3 is serving")
 }

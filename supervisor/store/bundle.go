@@ -41,7 +41,22 @@ func (s *Store) Receive(ctx context.Context, digest, id string, offset int64, r 
 	}
 	defer dir.Close()
 	s.dropBundles(dir, id)
+	if err := s.dropUnusable(dir, bundlePrefix+id); err != nil {
+		return err
+	}
 	return s.explain(receive(ctx, dir, bundlePrefix+id, offset, maxBundle(u.manifest), r))
+}
+
+// dropUnusable removes what stands where a bundle is to be and is no file of ours.
+func (s *Store) dropUnusable(dir *os.Root, name string) error {
+	fi, err := dir.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && (!fi.Mode().IsRegular() || !isOurs(fi)) {
+		s.discard(dir, name)
+	}
+	return err
 }
 
 // maxBundle is what a bundle of incompressible contents may take, and more than that.
@@ -93,7 +108,7 @@ func bundles(dir *os.Root) map[string]int64 {
 			break
 		}
 		id, is := strings.CutPrefix(e.Name(), bundlePrefix)
-		if fi, err := e.Info(); is && err == nil && fi.Mode().IsRegular() && release.CheckDigest(id) == nil {
+		if fi, err := e.Info(); is && err == nil && fi.Mode().IsRegular() && isOurs(fi) && release.CheckDigest(id) == nil {
 			list[id] = fi.Size()
 		}
 	}

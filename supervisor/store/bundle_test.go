@@ -5,9 +5,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/bundle"
@@ -182,3 +185,22 @@ func TestBundle_Hostile(t *testing.T) {
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+func TestRebuild_IsGentle(t *testing.T) {
+	nice := func() int { // the kernel says 20 less the niceness
+		n, err := unix.Getpriority(unix.PRIO_PROCESS, unix.Gettid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return 20 - n
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, within := nice(), 0
+	if err := gently(func() error { within = nice(); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if within < 10 || nice() != before {
+		t.Errorf("niceness %d, within %d, afterwards %d", before, within, nice())
+	}
+}

@@ -145,6 +145,8 @@ func TestPush_NoRoomOnTheDisk_IsToldBeforeTheUpload(t *testing.T) {
 // A file that is damaged on its way is sent again, once; if it comes damaged again the push fails.
 func TestPush_DamagedOnTheWay(t *testing.T) {
 	s := newService(t, common())
+	s.base.Files = `["bin/**", "data/**"]`
+	s.bulk()
 	s.push("1").want(0)
 	l, config := newLine(t, s.vm)
 	s.sshConfig = config
@@ -155,15 +157,15 @@ func TestPush_DamagedOnTheWay(t *testing.T) {
 		<-reached
 		return c
 	}
-	const damage = `for f in /srv/NAME/incoming/*/parts/*; do printf damaged | dd of="$f" bs=1 seek=4096 conv=notrunc status=none; done`
+	const damage = `for f in /srv/NAME/incoming/*/bundle-* /srv/NAME/incoming/*/parts/*; do [ -f "$f" ] || continue; printf damaged | dd of="$f" bs=1 seek=4096 conv=notrunc status=none; done`
 
 	t.Run("once", func(t *testing.T) {
 		s := s.under(t)
-		s.app("once")
+		s.bulk()
 		c := halfway()
 		s.run(damage) // what was confirmed is not looked at again before the end
 		l.restore()
-		c.want(0).wantText("again")
+		c.want(0).wantText("sending it")
 		t.Logf("%s", c)
 		if got := s.consistent(); got != "2" {
 			t.Errorf("release %s serves", got)
@@ -172,13 +174,13 @@ func TestPush_DamagedOnTheWay(t *testing.T) {
 	})
 	t.Run("every time", func(t *testing.T) {
 		s := s.under(t)
-		s.app("always")
+		s.bulk()
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
 		cmd, err := s.vm.EnterCommand(ctx, "/bin/sh", "-c", s.named("while :; do "+damage+"; done 2>/dev/null"))
 		must(t, err)
 		must(t, cmd.Start())
-		s.failsToPush("3", failure{status: 3, words: []string{"damaged", "bin/wsecho"}})
+		s.failsToPush("3", failure{status: 3, words: []string{"damaged", "data/big"}})
 		cancel()
 		_ = cmd.Wait()
 		s.push("3").want(0)

@@ -57,7 +57,7 @@ func TestReboot_CommittedReleaseServes(t *testing.T) {
 // uploaded is how many bytes of uploads have arrived on the machine.
 func (s *service) uploaded() int64 {
 	s.t.Helper()
-	n, err := strconv.ParseInt(s.run(`find /srv/NAME/incoming -path '*/parts/*' -type f -printf '%s\n' | awk '{n += $1} END {print n+0}'`), 10, 64)
+	n, err := strconv.ParseInt(s.run(`find /srv/NAME/incoming \( -path '*/parts/*' -o -name 'bundle-*' \) -type f -printf '%s\n' | awk '{n += $1} END {print n+0}'`), 10, 64)
 	must(s.t, err)
 	return n
 }

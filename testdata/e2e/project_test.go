@@ -76,6 +76,16 @@ func (p *project) file(name string, content []byte) {
 	must(p.t, os.WriteFile(to, content, 0o644))
 }
 
+// bulk puts 12 MB into the project that are like nothing before, so that their upload takes a while.
+func (p *project) bulk() {
+	p.t.Helper()
+	p.base.Files = `["bin/**", "data/**"]`
+	big := make([]byte, 12<<20)
+	_, err := randomBytes(big)
+	must(p.t, err)
+	p.file("data/big", big)
+}
+
 var projectFile = template.Must(template.New("").Parse(`service = "{{.Service}}"
 
 [pack]

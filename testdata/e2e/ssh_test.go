@@ -26,7 +26,7 @@ func TestForwardingForbidden_UsesDial(t *testing.T) {
 func TestCtrlC_BeforeTheUpgrade_NothingChanged(t *testing.T) {
 	s := newService(t, common())
 	s.push("1").want(0)
-	s.app("other")
+	s.bulk()
 	l, config := newLine(t, s.vm)
 	s.sshConfig = config
 	reached := make(chan struct{})

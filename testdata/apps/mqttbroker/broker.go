@@ -88,7 +88,9 @@ func (b *broker) drain(ctx context.Context, c *conn) error {
 			return fmt.Errorf("client %s does not read: %w", cl.ID, ctx.Err())
 		}
 	}
-	flush(cl)
+	if !cl.Closed() { // else a write that nobody ends may still hold the client's lock
+		flush(cl)
+	}
 	return nil
 }
 

@@ -40,7 +40,7 @@ func TestBroker_TenReleasesAndARollbackUnderTraffic_NobodyNotices(t *testing.T) 
 	for _, fault := range x.check() {
 		t.Error(fault)
 	}
-	t.Logf("%d messages acknowledged, %d clients, %d faults", x.messages(), x.clients, x.count)
+	t.Logf("%d messages acknowledged, %d clients, %d faults", x.messages(), x.clients, x.troubles())
 }
 
 // durable makes subscribers with sessions that outlive their connections, and lets them leave.
@@ -145,7 +145,7 @@ func TestBroker_WhatIsBroken_IsFound(t *testing.T) {
 			if len(faults) == 0 {
 				t.Fatalf("nothing was found, in %d messages; %+v", x.messages(), u.Handoff)
 			}
-			t.Logf("%d faults: %s", x.count, faults[0])
+			t.Logf("%d faults: %s", x.troubles(), faults[0])
 		})
 	}
 }

@@ -36,7 +36,7 @@ type profile struct {
 	patience time.Duration // with an answer; 0: the usual
 }
 
-const keepAlive = 2 // seconds
+const keepAlive = 10 // seconds
 
 func join(t *testing.T, addr string, p profile) member {
 	t.Helper()
@@ -119,7 +119,7 @@ func (m *member3) subscribe(filter string, qos byte) error {
 	return m.settle(m.c.Subscribe(filter, qos, nil))
 }
 
-func (m *member3) leave() { m.ends.Do(func() { m.c.Disconnect(250) }) }
+func (m *member3) leave() { m.ends.Do(func() { m.c.Disconnect(uint(patience.Milliseconds())) }) }
 func (m *member3) vanish() {
 	m.gone.Store(true)
 	m.ends.Do(func() { m.conn.Close() })

@@ -51,6 +51,13 @@ func (x *traffic) troubleLocked(format string, args ...any) {
 	x.notifyLocked()
 }
 
+// troubles is how many there were.
+func (x *traffic) troubles() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.count
+}
+
 func (x *traffic) notifyLocked() {
 	close(x.changed)
 	x.changed = make(chan struct{})
@@ -235,7 +242,11 @@ func (x *traffic) write(w member, topic string, qos byte) {
 	tick := time.NewTicker(pace)
 	defer tick.Stop()
 	for n := 1; ; n++ {
-		if err := w.publish(topic, qos, false, fmt.Sprintf("%d %s", n, padding[:n*37%len(padding)])); err != nil {
+		text := fmt.Sprint(n)
+		if strings.HasPrefix(topic, "live/") {
+			text += " " + padding[:n*37%len(padding)]
+		}
+		if err := w.publish(topic, qos, false, text); err != nil {
 			x.trouble("publish %d of %s: %v", n, topic, err)
 			return
 		}
