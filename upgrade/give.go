@@ -758,6 +758,9 @@ func (g *giver) owned(list []uint32) {
 
 // moved counts those that are elsewhere now, and closes our descriptors; nobody waits for that.
 func (g *giver) moved(list []*sealedConn) {
+	if len(list) == 0 {
+		return
+	}
 	g.mu.Lock()
 	g.tally.moved += len(list)
 	g.notifyLocked()
