@@ -54,23 +54,52 @@ func (s *site) mustDeploy(t *testing.T, mode string) ctl.Message {
 // pid is of the generation that serves.
 func (s *site) pid() int { return s.serving.cmd.Process.Pid }
 
-// caller is a real HTTP client with at most one connection, which it counts.
+// caller is a real HTTP client with at most one connection at a time.
 type caller struct {
 	http.Client
-	url   string
-	dials atomic.Int32
-	lost  atomic.Pointer[string] // what became of a connection that was not kept
+	url string
+	cut atomic.Pointer[string] // how a connection ended that the client had not closed; nil: none did
 }
 
 func newCaller(t *testing.T, s *site) *caller {
 	c := &caller{url: "http://" + s.addr}
 	tr := &http.Transport{MaxConnsPerHost: 1, ExpectContinueTimeout: patience, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c.dials.Add(1)
-		return new(net.Dialer).DialContext(ctx, network, addr)
+		nc, err := new(net.Dialer).DialContext(ctx, network, addr)
+		return &ownConn{Conn: nc, caller: c}, err
 	}}
 	c.Transport = tr
 	t.Cleanup(tr.CloseIdleConnections)
 	return c
+}
+
+// ownConn tells a connection that was ended for its client from one that the client closed: http.Transport closes one by itself when it hears
+// of an answer 50 ms before it hears that it had written the request (wroteRequest), which happens on a machine with too much to do.
+type ownConn struct {
+	net.Conn
+	caller *caller
+	closed atomic.Bool
+}
+
+func (c *ownConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil && !c.closed.Load() {
+		s := fmt.Sprintf("%s: %v at %s", c.LocalAddr(), err, time.Now())
+		c.caller.cut.CompareAndSwap(nil, &s)
+	}
+	return n, err
+}
+
+func (c *ownConn) Close() error {
+	c.closed.Store(true)
+	return c.Conn.Close()
+}
+
+// kept checks that nobody but the client has ended its connection.
+func (c *caller) kept(t *testing.T) {
+	t.Helper()
+	if s := c.cut.Load(); s != nil {
+		t.Errorf("a connection was not kept: %s", *s)
+	}
 }
 
 // get returns the answer's body, of whom it is, and the rest.
@@ -81,18 +110,6 @@ func (c *caller) get(ctx context.Context, path string) (pid int, text string, er
 func (c *caller) do(ctx context.Context, method, path string, body io.Reader, expect string) (pid int, text string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(i httptrace.GotConnInfo) {
-			if !i.Reused && c.dials.Load() > 1 {
-				c.note("another connection, from %s, for %s %s at %s", i.Conn.LocalAddr(), method, path, time.Now())
-			}
-		},
-		PutIdleConn: func(err error) {
-			if err != nil {
-				c.note("after %s %s: %v", method, path, err)
-			}
-		},
-	})
 	req, err := http.NewRequestWithContext(ctx, method, c.url+path, body)
 	if err != nil {
 		return 0, "", err
@@ -106,12 +123,6 @@ func (c *caller) do(ctx context.Context, method, path string, body io.Reader, ex
 	}
 	defer res.Body.Close()
 	return signature(res)
-}
-
-// note keeps the first thing that tells why the connection was not kept.
-func (c *caller) note(format string, args ...any) {
-	s := fmt.Sprintf(format, args...)
-	c.lost.CompareAndSwap(nil, &s)
 }
 
 func signature(res *http.Response) (pid int, text string, err error) {
@@ -177,20 +188,11 @@ func TestHTTP_KeepAlive_NoRequestFails(t *testing.T) {
 	<-requests.after(100)
 	close(stop)
 	asking.Wait()
-	again := 0
 	for i, c := range callers {
 		if pid, _, err := c.get(t.Context(), "/"); pid != s.pid() || err != nil {
 			t.Errorf("client %d: answered by %d instead of %d: %v", i, pid, s.pid(), err)
 		}
-		if n := c.dials.Load(); n != 1 {
-			c.note("nothing is known")
-			t.Logf("NOT KEPT: client %d had %d connections: %s", i, n, *c.lost.Load())
-			again += int(n) - 1
-		}
-	}
-	// No request fails, but on a machine with too much to do a connection in some hundred handoffs is closed while it is idle. The cause is not found yet.
-	if again > 1 {
-		t.Errorf("%d connections were not kept", again)
+		c.kept(t)
 	}
 	t.Logf("%d requests, %d connections moved", requests.count(), moved)
 }
@@ -280,9 +282,10 @@ func TestHTTP_InFlight_NoticesNothing(t *testing.T) {
 				t.Fatalf("client %d: %v", i, err)
 			}
 		}
-		if n := c.dials.Load(); pid != s.pid() || n != 1 {
-			t.Errorf("client %d: the connection has not followed, or was not the only one: %d", i, n)
+		if pid != s.pid() {
+			t.Errorf("client %d: the connection has not followed", i)
 		}
+		c.kept(t)
 	}
 	if pid, _, err := two.get(t.Context(), "/"); pid != old.cmd.Process.Pid || err != nil {
 		t.Errorf("HTTP/2 was answered by %d, %v", pid, err)
