@@ -40,9 +40,10 @@ vet:
 	GOOS=darwin $(GO) vet ./cmd/hotdeploy
 
 unit:
+	@# Without the cache: it does not know what the apps are made of that the tests build.
 	@[ -n "$(RACE)" ] || echo '##### NO C COMPILER: the tests run without the race detector #####'
-	$(GO) test $(RACE) -timeout 10m $$($(UNIT))
-	cd $(BROKER) && $(GO) test -mod=mod $(RACE) -timeout 10m ./...
+	$(GO) test $(RACE) -count=1 -timeout 10m $$($(UNIT))
+	cd $(BROKER) && $(GO) test -mod=mod $(RACE) -count=1 -timeout 10m ./...
 
 race: ## the unit tests again and again, to find what happens seldom
 	$(GO) test -race -count=3 -timeout 30m $$($(UNIT))

@@ -82,7 +82,7 @@ func BenchmarkEcho(b *testing.B) {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			plain, ours := newEcho(b, false, size), newEcho(b, true, size)
 			var times [2][]float64
-			for b.Loop() {
+			for range rounds {
 				for i, e := range []*echo{plain, ours} {
 					start := time.Now()
 					for range 20 {
@@ -90,6 +90,8 @@ func BenchmarkEcho(b *testing.B) {
 					}
 					times[i] = append(times[i], float64(time.Since(start).Nanoseconds())/20)
 				}
+			}
+			for b.Loop() {
 			}
 			p, o := median(times[0]), median(times[1])
 			b.ReportMetric(p, "ns/plain")
@@ -99,6 +101,9 @@ func BenchmarkEcho(b *testing.B) {
 		})
 	}
 }
+
+// rounds is how often each kind of connection has its turn.
+const rounds = 1000
 
 func median(list []float64) float64 {
 	slices.Sort(list)

@@ -307,6 +307,26 @@ func TestGive_TakerEndsBeforeItOwns_ConnectionsComeBack(t *testing.T) {
 	}
 }
 
+// A taker that hangs with a CONFIRM is reported as soon as that is clear; the connection waits for its end.
+func TestGive_TakerHangsBeforeItOwns_IsReported(t *testing.T) {
+	from := echoing(t)
+	clients := callers(t, from, 1)
+	a, b := channels(t)
+	go func() {
+		fakeTaker(t, b)
+		f := offerOf(t, b)
+		b.send(frameReceipt, appendNumbers(nil, []uint32{f.first}))
+		f.closeAll()
+	}()
+	g := startGiver(t, a, testHello(protocols...))
+	g.all(within(t), []*listener{from})
+	if !g.hangs || g.tally.moved != 0 {
+		t.Errorf("%+v", g.tally)
+	}
+	b.close() // as when the supervisor ends it
+	talk(t, clients)
+}
+
 // fakeGiver says hello and offers what l has.
 func fakeGiver(t testing.TB, ch *channel, l *listener) []*sealedConn {
 	t.Helper()

@@ -136,7 +136,7 @@ func (g *giver) all(ctx context.Context, ls []*listener) {
 	} else {
 		g.rolling(ctx, ls)
 	}
-	settled := func() bool { return g.open == 0 }
+	settled := func() bool { return g.open == 0 || g.hangs && g.open == g.pending.n+len(g.owed) } // what is left then only the end of who hangs can settle
 	if g.await(ctx, settled) != nil {
 		g.recall(ctx)
 		g.withdraw(ReasonLate)
@@ -452,6 +452,9 @@ func (g *giver) watch() {
 		case now := <-tick.C:
 			if g.overdue(now.Add(-hungTime)) {
 				g.withdraw(ReasonPeer)
+				g.mu.Lock()
+				g.notifyLocked()
+				g.mu.Unlock()
 				return
 			}
 		}
@@ -755,6 +758,9 @@ func (g *giver) owned(list []uint32) {
 
 // moved counts those that are elsewhere now, and closes our descriptors; nobody waits for that.
 func (g *giver) moved(list []*sealedConn) {
+	if len(list) == 0 {
+		return
+	}
 	g.mu.Lock()
 	g.tally.moved += len(list)
 	g.notifyLocked()
@@ -836,9 +842,9 @@ func (g *giver) takeBack(f frame, why Reason) {
 
 // back takes a connection up again that has been claimed.
 func (g *giver) back(s *sealedConn, why Reason) {
-	next := s.c.resume(s.r)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	next := s.c.resume(s.r) // with the lock: it is in the list from here on, and must not be tried again
 	if next != nil {
 		g.tried[next] = true
 	}

@@ -68,6 +68,8 @@ func BenchmarkMovedMemory(b *testing.B) {
 			moved := second.memory(b)
 			c.talk(b)
 			c.close(b)
+			for b.Loop() {
+			}
 			b.ReportMetric(float64(accepted.Heap+accepted.Stacks-none.Heap-none.Stacks)/n, "B/accepted")
 			b.ReportMetric(float64(moved.Heap+moved.Stacks-noneYet.Heap-noneYet.Stacks)/n, "B/moved")
 			b.ReportMetric(float64(accepted.RSS-none.RSS)/n, "rss-B/accepted")
