@@ -260,6 +260,15 @@ func (r *crashRig) endAll() {
 		r.manager.close()
 	}
 	os.Remove(ledgerPath(r.cfg.RunDir)) // as systemd removes the run directory
+	reapSuccessors()
+}
+
+// reapSuccessors reaps daemons that another one started in its place. They come to us when it ends, since the supervisors that other
+// tests run in this process made us a child subreaper; procs leaves them alone, as they are of our session.
+func reapSuccessors() {
+	for pid, err := 1, error(nil); pid > 0 && err == nil; {
+		pid, err = unix.Wait4(-1, nil, unix.WNOHANG, nil)
+	}
 }
 
 func newManager(t testing.TB, dir string) *manager {
