@@ -42,7 +42,7 @@ vet:
 unit:
 	@# Without the cache: it does not know what the apps are made of that the tests build.
 	@[ -n "$(RACE)" ] || echo '##### NO C COMPILER: the tests run without the race detector #####'
-	$(GO) test $(RACE) -count=1 -timeout 10m $$($(UNIT))
+	$(GO) test $(RACE) -count=1 -timeout 20m $$($(UNIT))
 	cd $(BROKER) && $(GO) test -mod=mod $(RACE) -count=1 -timeout 10m ./...
 
 race: ## the unit tests again and again, to find what happens seldom
