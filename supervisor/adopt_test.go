@@ -42,6 +42,10 @@ func TestKilled_WhileItServes_TheNextOneGoesOn(t *testing.T) {
 		if a := st.Daemon.Adopted; len(a) == 0 || !strings.Contains(a[0], "with generation 1 (1, serving), 1 listener") {
 			t.Errorf("it tells %q", a)
 		}
+		lost := "lost: the control channel of generation 1: its connections will not move to the next release, they drain"
+		if says := slices.Contains(st.Daemon.Adopted, lost) && strings.Contains(r.out.String(), lost+"\n"); says != (r.manager == nil) {
+			t.Errorf("it tells %q", st.Daemon.Adopted)
+		}
 		if r.manager != nil {
 			want := []string{"control.1", "listener.1", "notify.sock", "process.1"}
 			if got := r.manager.names(); !slices.Equal(got, want) {

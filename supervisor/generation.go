@@ -12,6 +12,7 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 	"github.com/hotdeploy/hotdeploy/systemd"
@@ -70,7 +71,7 @@ func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) 
 	}
 	g := &generation{takes: mode, number: u.number, rel: rel, sockets: lent, started: time.Now(), state: api.GenStarting, sampled: -1,
 		ready: make(chan struct{}), extend: make(chan time.Duration, 1), gone: make(chan struct{}), retire: make(chan bool, 1)}
-	s.at("start")
+	failpoint.At("start")
 	if err := s.launch(u, g); err != nil {
 		s.unkeep(processName(g.number), controlName(g.number))
 		s.do(func() {
@@ -80,7 +81,7 @@ func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) 
 		return nil, err
 	}
 	s.background(func() { s.watch(g) })
-	s.at("started")
+	failpoint.At("started")
 	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) started, pid %d", g.number, rel.Version, g.group.Pid())})
 	return g, nil
 }
@@ -96,7 +97,7 @@ func (s *Supervisor) born(u *upgrade, g *generation, group *procs.Group) error {
 	defer pidfd.Close()
 	s.keep(processName(g.number), pidfd)
 	s.keep(controlName(g.number), g.line)
-	s.at("born")
+	failpoint.At("born")
 	s.do(func() {
 		u.record.Generation = g.number
 		s.gens[g.number] = g
@@ -104,7 +105,7 @@ func (s *Supervisor) born(u *upgrade, g *generation, group *procs.Group) error {
 			err = nil
 		}
 	})
-	s.at("recorded")
+	failpoint.At("recorded")
 	return err
 }
 

@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 		selves[os.Args[2]]()
 		os.Exit(0)
 	}
+	if len(os.Args) > 1 && os.Args[1] == "command" {
+		beCommand()
+		os.Exit(0)
+	}
 	if len(os.Args) > 1 && os.Args[1] == "daemon" {
 		beDaemon()
 		os.Exit(0)
@@ -163,6 +167,10 @@ func (r *rig) pack(version string, changes ...change) (*release.Packed, error) {
 		r.app = apps.Build(r.t, "wsecho", "", "")
 	}
 	copyFile(r.t, r.app, filepath.Join(src, "bin/wsecho"))
+	return release.Pack(r.ctx(), release.PackOptions{Dir: src, Service: "echo", Version: version, Files: []string{"**"}, Spec: r.specOf(changes...)})
+}
+
+func (r *rig) specOf(changes ...change) release.Spec {
 	spec := release.Spec{Run: release.Run{Command: []string{"bin/wsecho"}, Env: map[string]string{}},
 		Listeners: []release.Listener{{Name: "http", Network: "tcp", Address: r.addr}}}
 	spec.SetDefaults()
@@ -171,7 +179,7 @@ func (r *rig) pack(version string, changes ...change) (*release.Packed, error) {
 	for _, c := range changes {
 		c(&spec)
 	}
-	return release.Pack(r.ctx(), release.PackOptions{Dir: src, Service: "echo", Version: version, Files: []string{"**"}, Spec: spec})
+	return spec
 }
 
 func (r *rig) tryInstall(version string, changes ...change) error {

@@ -78,6 +78,7 @@ func receive(ctx context.Context, dir *os.Root, name string, offset, most int64,
 	if offset < 0 || offset > fi.Size() {
 		return refuse(api.ErrIncomplete, "push again", "of that bundle %d bytes are there, it goes on at %d", fi.Size(), offset)
 	}
+	step("receiving")
 	n, err := io.CopyBuffer(io.NewOffsetWriter(f, offset), io.LimitReader(r, most-offset+1), make([]byte, 64<<10))
 	switch {
 	case ctx.Err() != nil:
@@ -88,6 +89,7 @@ func receive(ctx context.Context, dir *os.Root, name string, offset, most int64,
 		dir.Remove(name)
 		return refuse(api.ErrBadRequest, "", "the bundle is larger than the release")
 	}
+	step("received")
 	return f.Truncate(offset + n) // of one that was longer
 }
 
@@ -141,6 +143,7 @@ func (s *Store) Rebuild(ctx context.Context, digest, id string) error {
 	}
 	defer dir.Close()
 	err = gently(func() error { return s.rebuild(ctx, u, dir, bundlePrefix+id) })
+	step("rebuilt")
 	if err == nil || errors.Is(err, api.ErrBundle) {
 		s.discard(dir, bundlePrefix+id)
 	}
