@@ -1,8 +1,6 @@
 package supervisor
 
 import (
-	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -89,10 +87,8 @@ func TestKilled_AppDiesMeanwhile_IsToldWithItsStatusAndRestarted(t *testing.T) {
 	})
 }
 
-func isAlive(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && !strings.Contains(string(b), ") Z ")
-}
+// isAlive is true until the last thread has ended: only then what the process had open is closed.
+func isAlive(pid int) bool { return !hasEnded(pid) }
 
 func TestKilled_WhileOldOnesDrain_TheirDeadlinesStay(t *testing.T) {
 	inCrashModes(t, func(t *testing.T, r *crashRig) {

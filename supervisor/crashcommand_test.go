@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log"
 	"math/rand/v2"
@@ -89,15 +90,16 @@ func sendBundle(ctx context.Context, client *api.Client, packed *release.Packed)
 // follow listens until the upgrade has ended, through the ends of daemons.
 func follow(ctx context.Context, client *api.Client, id string) error {
 	for ctx.Err() == nil {
+		u, err := client.GetUpgrade(ctx, id)
+		if err == nil && u.Outcome != "" || errors.Is(err, api.ErrNotFound) {
+			return err
+		}
 		client.Events(ctx, 0, func(e api.Event) error {
 			if e.Upgrade != nil && e.Upgrade.ID == id && e.Upgrade.Outcome != "" {
 				return io.EOF
 			}
 			return nil
 		})
-		if u, err := client.GetUpgrade(ctx, id); err == nil && u.Outcome != "" {
-			return nil
-		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(10 * time.Millisecond):
@@ -110,7 +112,8 @@ func follow(ctx context.Context, client *api.Client, id string) error {
 func (r *crashRig) draft(version string, changes ...change) *order {
 	r.t.Helper()
 	o := &order{RunDir: r.cfg.RunDir, Dir: filepath.Join(r.dir, "src-"+version), Version: version, Spec: r.specOf(append([]change{func(s *release.Spec) {
-		s.Run.Command, s.Soak.Duration, s.Restart.Backoff, s.Releases.Keep = []string{r.app}, release.Duration(30*time.Millisecond), release.Duration(time.Millisecond), 1
+		s.Run.Command, s.Soak.Duration, s.Releases.Keep = []string{r.app}, release.Duration(30*time.Millisecond), 1
+		s.Restart.Backoff, s.Restart.Crashes = release.Duration(time.Millisecond), 0 // one release may be killed often
 	}}, changes...)...)}
 	content := make([]byte, 700<<10)
 	random := rand.NewChaCha8([32]byte([]byte(version + "                                ")[:32]))

@@ -102,7 +102,7 @@ var steps = slices.Concat(
 	rows(replacing, []string{restarted}, []string{replaced}, []string{stayed}, []string{replaced}, "inherited", "proving"),
 	rows(replacing, []string{restarted}, []string{replaced}, []string{restarted}, []string{replaced}, "proved", "main pid"),
 	rows(replacing, []string{replaced}, []string{replaced}, []string{restarted}, []string{replaced}, "gone"),
-	rows(replacing, nil, []string{replaced}, []string{restarted}, []string{replaced}, "settled", "resumed"),
+	rows(replacing, nil, []string{replaced}, []string{restarted}, nil, "settled", "resumed"),
 )
 
 // allowed is nil where nobody of that kind is there.
