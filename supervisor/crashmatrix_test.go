@@ -79,7 +79,7 @@ func rows(sc scene, supervisor, old, new, command []string, names ...string) (li
 // steps are all of them, in their order.
 var steps = slices.Concat(
 	// upload and its verification
-	rows(pushing, unbegun, finished, nil, unbegun, "write manifest.json", "receiving", "received", "rebuilt", "arrived", "dirs", "placed", "sync", "publish", "published", "synced"),
+	rows(pushing, unbegun, finished, nil, unbegun, "write manifest.json", "receiving", "received", "parts", "rebuilt", "arrived", "dirs", "placed", "sync", "publish", "published", "synced"),
 	// verify
 	rows(pushing, []string{neverBegun, string(api.NothingChanged)}, finished, nil, finished, "verify"),
 	rows(pushing, undone, finished, nil, finished, "verified", "start"),
