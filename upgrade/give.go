@@ -9,6 +9,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,9 +53,10 @@ type sealedConn struct {
 	judged   bool
 	begun    time.Time
 	offered  time.Time
-	failed   bool // its state could not be saved
-	counted  bool // among those that stay
-	stranded bool // a frame about it could not be written whole: only the end of file decides
+	failed   bool        // its state could not be saved
+	handed   atomic.Bool // to the sender, which will see to it
+	counted  bool        // among those that stay
+	stranded bool        // a frame about it could not be written whole: only the end of file decides
 }
 
 // giver gives away the connections of some listeners, until end or the end of the other process.
@@ -195,10 +197,12 @@ func (g *giver) recall(ctx context.Context) {
 	g.await(brief, func() bool { return len(g.sealing) == 0 })
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for s := range g.sealing { // the app is still saving their states: they go on here when it is done
-		g.keptLocked(s, ReasonState)
+	for s := range g.sealing {
+		if !s.handed.Load() { // the app is still saving its state: it goes on here when that is done
+			delete(g.sealing, s)
+			g.keptLocked(s, ReasonState)
+		}
 	}
-	clear(g.sealing)
 	g.notifyLocked()
 }
 
@@ -359,6 +363,7 @@ func (g *giver) pack(s *sealedConn) {
 
 // hand passes a connection to the sender.
 func (g *giver) hand(s *sealedConn) {
+	s.handed.Store(true)
 	if !g.inbox.add(s) {
 		go g.takeUp([]*sealedConn{s})
 	}
@@ -393,6 +398,8 @@ func (g *giver) sort(list []*sealedConn) (ready []*sealedConn) {
 		delete(g.sealing, s)
 		if s.o.why != "" {
 			g.keptLocked(s, g.trueLocked(s.o.why))
+		} else if s.counted { // it came too late, and stays
+			s.failed = true
 		}
 	}
 	g.notifyLocked()
