@@ -118,7 +118,7 @@ func (b *Bundler) recipe(lacks []int, has []string) bundle.Recipe {
 func (b *Bundler) openBase(f *release.File) (bundle.File, error) {
 	r, err := b.library.Content(b.ctx, f)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", errBase, f.Path, err)
+		return nil, fmt.Errorf("%w: %s: %w", errBase, release.Shown(f.Path), err)
 	}
 	return r, nil
 }

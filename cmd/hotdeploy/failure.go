@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -68,6 +71,7 @@ func outputOf(f *remote.Failure) []string {
 }
 
 func printFailure(w io.Writer, text, state, hint string, output []string) {
+	text, state, hint = visible(text), visible(state), visible(hint)
 	fmt.Fprintf(w, "hotdeploy: error: %s\n", strings.ReplaceAll(text, "\n", "\n    "))
 	for _, line := range output {
 		fmt.Fprintf(w, "    %s\n", line)
@@ -78,6 +82,24 @@ func printFailure(w io.Writer, text, state, hint string, output []string) {
 	if hint != "" {
 		fmt.Fprintf(w, "hotdeploy: hint:  %s\n", hint)
 	}
+}
+
+// visible escapes what is not meant to be seen: the name of a file may hold whatever moves a cursor. Line ends and tabs stay.
+func visible(text string) string {
+	var b strings.Builder
+	for len(text) > 0 {
+		r, n := utf8.DecodeRuneInString(text)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			fmt.Fprintf(&b, `\x%02x`, text[0])
+		case r == '\n' || r == '\t' || unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+		text = text[n:]
+	}
+	return b.String()
 }
 
 // answer is what --json prints.

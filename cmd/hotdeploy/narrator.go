@@ -78,7 +78,7 @@ func (b *bars) line(w io.Writer, line string) {
 	if b.progress != nil {
 		w = b.progress
 	}
-	fmt.Fprintln(w, line)
+	fmt.Fprintln(w, visible(line))
 }
 
 func (a *app) newNarrator(name string) *narrator {

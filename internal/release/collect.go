@@ -9,7 +9,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"unicode/utf8"
 )
 
 // found is one file or symlink that goes into a release.
@@ -114,8 +113,6 @@ func (c *collector) take(p string) error {
 	}
 	f := found{path: p, info: info}
 	switch {
-	case !utf8.ValidString(p):
-		return fmt.Errorf("pack %s: its name is not valid UTF-8: rename or exclude it", quote(p))
 	case info.Mode()&fs.ModeSymlink != 0:
 		if f.link, err = c.root.Readlink(p); err != nil {
 			return fmt.Errorf("pack %s: %w", quote(p), err)

@@ -28,11 +28,7 @@ func Encode(m *Manifest) ([]byte, error) {
 
 // canonical goes through a map, because that is what encoding/json sorts: the order of a struct's fields is no promise.
 func canonical(m *Manifest) ([]byte, error) {
-	c := *m
-	if c.Files == nil {
-		c.Files = []File{}
-	}
-	b, err := json.Marshal(c)
+	b, err := json.Marshal(toWire(m))
 	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
@@ -92,15 +88,15 @@ func checkFormat(b []byte) error {
 func decodeStrict(b []byte) (*Manifest, error) {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
-	m := new(Manifest)
-	err := d.Decode(m)
+	w := new(wireManifest)
+	err := d.Decode(w)
 	if err != nil && strings.Contains(err.Error(), "unknown field") {
 		return nil, fmt.Errorf("manifest: %s: made by a newer hotdeploy? update hotdeploy here", strings.TrimPrefix(err.Error(), "json: "))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
-	return m, nil
+	return w.manifest(), nil
 }
 
 // Digest is the lower-case hex SHA-256 of b.

@@ -13,6 +13,7 @@ import (
 func FuzzDecode(f *testing.F) {
 	for _, m := range []*Manifest{
 		manifest(), manifest(file("a"), link("b", "a"), link("c/d", "../b")), manifest(chain(5)...), manifest(link("d", "data/x")),
+		manifest(file("\xff/\n"), link("a", "\xff"), link("\xfe", "a/\n")),
 	} {
 		b, err := Encode(m)
 		if err != nil {

@@ -35,9 +35,9 @@ type Platform struct {
 	Arch string `json:"arch,omitempty"`
 }
 
-// File is one regular file or one symlink of a release.
+// File is one regular file or one symlink of a release. Names are what the kernel takes: any bytes but NUL.
 type File struct {
-	Path   string `json:"path"`             // slash-separated, relative to files/
+	Path   string `json:"path,omitempty"`   // slash-separated, relative to files/
 	Mode   uint32 `json:"mode,omitempty"`   // permission bits: 0o755 or 0o644; zero for a symlink
 	Size   int64  `json:"size,omitempty"`   // bytes
 	SHA256 string `json:"sha256,omitempty"` // lower-case hex of the content; empty for a symlink

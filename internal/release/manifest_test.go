@@ -46,10 +46,7 @@ func TestManifestValidate_RefusesWhatIsHostile(t *testing.T) {
 		{"the top itself", manifest(file(".")), `is the release itself`},
 		{"no name", manifest(file("")), `files: "": is empty`},
 		{"NUL", manifest(file("a\x00b")), `has a NUL byte`},
-		{"backslash", manifest(file(`..\x`)), `has a backslash`},
-		{"line end", manifest(file("a\nb")), `files: "a\nb": has a control character`},
-		{"escape", manifest(file("a\x1b[2Jb")), `has a control character`},
-		{"not UTF-8", manifest(file("a\xff")), `is not valid UTF-8`},
+		{"climbs, not UTF-8", manifest(file("\xff/../../x")), `files: "\xff/../../x": has ".." in it`},
 		{"long", manifest(file(strings.Repeat("a/", 512) + "a")), `is longer than 1024 bytes`},
 		{"long name", manifest(file(strings.Repeat("a", 256))), `has a name longer than 255`},
 		{"deep", manifest(file(deep)), `is more than 64 directories deep`},
@@ -73,6 +70,9 @@ func TestManifestValidate_RefusesWhatIsHostile(t *testing.T) {
 		{"chain of chains that leaves", manifest(link("a/b/c", "../.."), link("a/d", "b/c/.."), file("a/x")), `leaves the release`},
 		{"through the shared path", manifest(link("l", "data/../../env")), `goes through the shared path "data" and out again`},
 		{"through a link to the shared path", manifest(link("k", "data/x"), link("l", "k/../../../env")), `goes through the shared path "data/x" and out again`},
+		{"link climbs, not UTF-8", manifest(link("l", "\xff/../../x")), `leads to "\xff", which is not in the release`},
+		{"shared path with a line end", withSpec(manifest(), func(s *Spec) { s.Run.Shared = []string{"a\nb"} }), `has a control character`},
+		{"shared path not UTF-8", withSpec(manifest(), func(s *Spec) { s.Run.Shared = []string{"a\xff"} }), `is not valid UTF-8`},
 		{"NUL in a link", manifest(link("l", "bin/app\x00/../..")), `has a NUL byte`},
 		{"link with a mode", manifest(File{Path: "l", Link: "bin", Mode: 0o755}), `is a symlink: it has no mode`},
 		{"link with content", manifest(File{Path: "l", Link: "bin", SHA256: emptySum}), `is a symlink: it has no mode`},
@@ -149,6 +149,8 @@ func TestManifestValidate_TakesWhatIsOrdinary(t *testing.T) {
 		{"no files but the program", manifest()},
 		{"names that differ in case", manifest(file("A"), file("a"))},
 		{"odd names", manifest(file(" "), file("..."), file("..a"), file("a:b"), file("ä€"), file("-rf"), file("[id].js"))},
+		{"names that are hardly any", manifest(file("a\nb"), file("a\x1b[2Jb"), file(`..\x`), file("\xff/\xfe"), file("\xc3\x28"), file("\ufffd"), file("\r"), file(`"`))},
+		{"links to such", manifest(file("\xff/\n"), link("a", "\xff"), link("b", "\xff/\n"), link("\xfe", "a/\n"))},
 		{"a name that another one begins with", manifest(file("a"), file("a-b"), file("a.b/c"), file("a0/b"))},
 		{"link to a file", manifest(link("app", "bin/app"))},
 		{"link to a directory", manifest(link("b", "bin"), link("c/d", "../bin/"))},
@@ -246,6 +248,9 @@ func TestDecode_RefusesWhatIsNotOurs(t *testing.T) {
 		{"duration in another form", strings.Replace(string(good), `"24h0m0s"`, `"24h"`, 1), "not in its canonical form"},
 		{"huge number", `{"format":1e400}`, "manifest: json: cannot unmarshal number"},
 		{"long number", `{"format":99999999999999999999}`, "manifest: json: cannot unmarshal number"},
+		{"base64 of what is UTF-8", strings.Replace(string(good), `"path":"bin/app"`, `"path64":"YmluL2FwcA=="`, 1), "not in its canonical form"},
+		{"a path twice", strings.Replace(string(good), `"path":"bin/app"`, `"path":"bin/app","path64":"/2E="`, 1), "is not in the release"},
+		{"base64 that is none", strings.Replace(string(good), `"path":"bin/app"`, `"path64":"?"`, 1), "illegal base64"},
 		{"nested", strings.Repeat("[", 100_000), "exceeded max depth"},
 		{"huge", strings.Repeat(" ", MaxManifestBytes+1), "more than the 33554432 allowed"},
 	} {
@@ -279,6 +284,14 @@ func TestEncode_TheBytesNeverChange(t *testing.T) {
 	const want = "1bec033ae6dcf6494d1afdc5320d3630178da1635976fb7fa8ffe74584038156"
 	if got := Digest(b); got != want {
 		t.Errorf("digest %s, want %s, of\n%s", got, want, b)
+	}
+	b, err = Encode(manifest(file("line\nend"), link("\xff", "bin/app"), file("\xfe/x"), link("z", "\xfe")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const oddly = "cae2f5c92ef59f02be05364f86a38ae95c41acec611a5fc6df4215288f84572b"
+	if got := Digest(b); got != oddly {
+		t.Errorf("digest %s, want %s, of\n%s", got, oddly, b)
 	}
 	if !bytes.HasPrefix(b, []byte(`{"arch":"amd64","files":[{`)) || !bytes.HasSuffix(b, []byte("\n")) || bytes.Count(b, []byte("\n")) != 1 {
 		t.Errorf("not one line of sorted JSON: %s", b)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -15,10 +16,19 @@ const (
 	maxDepth     = 64  // elements
 )
 
-// checkPath is the rule for every path inside a release: relative, clean, slash-separated, nothing that another system
-// or a terminal would read differently.
+// checkPath is the rule for a path inside a release that somebody has written down: that of a file, and nothing that another
+// system or a terminal would read differently.
 func checkPath(p string) error {
 	if err := checkText(p, MaxPathBytes); err != nil {
+		return err
+	}
+	return checkName(p)
+}
+
+// checkName is the rule for the path of every file of a release: relative, clean, slash-separated. Its elements are what the
+// kernel takes. Whoever shows it to people uses [Shown].
+func checkName(p string) error {
+	if err := checkBytes(p); err != nil {
 		return err
 	}
 	switch {
@@ -51,13 +61,31 @@ func checkElements(p string) error {
 
 // checkLink is the rule for a symlink's target as text; where it leads is for the tree to say.
 func checkLink(target string) error {
-	if err := checkText(target, MaxPathBytes); err != nil {
+	if err := checkBytes(target); err != nil {
 		return err
 	}
 	if path.IsAbs(target) {
 		return errors.New("is absolute: it must be relative and stay inside the release")
 	}
 	return nil
+}
+
+func checkBytes(s string) error {
+	switch {
+	case len(s) > MaxPathBytes:
+		return fmt.Errorf("is longer than %d bytes", MaxPathBytes)
+	case strings.ContainsRune(s, 0):
+		return errors.New("has a NUL byte in it")
+	}
+	return nil
+}
+
+// Shown is a path fit for a message: quoted if a terminal or a log would not show it as it is.
+func Shown(p string) string {
+	if q := strconv.Quote(p); q != `"`+p+`"` {
+		return q
+	}
+	return p
 }
 
 func checkText(s string, most int) error {

@@ -155,7 +155,7 @@ func (m *Manifest) checkFiles(p *problems) {
 
 // checkFile remembers in sizes how long each content is: one digest cannot have two lengths.
 func checkFile(f *File, sizes map[string]int64) error {
-	if err := checkPath(f.Path); err != nil {
+	if err := checkName(f.Path); err != nil {
 		return err
 	}
 	if f.Link != "" {

@@ -93,7 +93,7 @@ func (s *Store) setRotten(name string) {
 	s.mu.Lock()
 	s.rotten[name] = true
 	s.mu.Unlock()
-	s.warn("%s is not what its manifest says", s.path(name))
+	s.warn("%s is not what its manifest says", release.Shown(s.path(name)))
 }
 
 // finalMode is a file's mode once its release is complete: nobody writes to it.
@@ -123,7 +123,7 @@ func (b *blob) modes() int64 {
 
 func (b *blob) String() string {
 	if len(b.files) == 1 {
-		return b.files[0].Path
+		return release.Shown(b.files[0].Path)
 	}
-	return fmt.Sprintf("%s (and %d more with that content)", b.files[0].Path, len(b.files)-1)
+	return fmt.Sprintf("%s (and %d more with that content)", release.Shown(b.files[0].Path), len(b.files)-1)
 }

@@ -198,7 +198,7 @@ func (s *Store) baseOf(b *bundle.Bundle) (bundle.Source, error) {
 			err = errWrong
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s of release %s: %w", f.Path, version, err)
+			return nil, fmt.Errorf("%s of release %s: %w", release.Shown(f.Path), version, err)
 		}
 		return h, nil
 	}}, nil
@@ -255,7 +255,7 @@ func (p *partWriter) Write(b []byte) (int, error) {
 func (p *partWriter) Close() error {
 	err := p.File.Close()
 	if err == nil && hex.EncodeToString(p.sum.Sum(nil)) != p.of.SHA256 {
-		err = fmt.Errorf("%s: %w", p.of.Path, errWrong)
+		err = fmt.Errorf("%s: %w", release.Shown(p.of.Path), errWrong)
 	}
 	if err == nil {
 		err = p.parts.Rename(p.temp, p.of.SHA256)

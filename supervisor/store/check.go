@@ -64,7 +64,7 @@ func checkTree(ctx context.Context, files *os.Root, m *release.Manifest) ([]stri
 			why, err := checkFile(ctx, files, &m.Files[i])
 			if why != "" {
 				mu.Lock()
-				bad = append(bad, m.Files[i].Path+" ("+why+")")
+				bad = append(bad, release.Shown(m.Files[i].Path)+" ("+why+")")
 				mu.Unlock()
 			}
 			return err

@@ -131,7 +131,7 @@ func (b *builder) makeDirs() error {
 	}
 	for _, d := range parents(b.m) {
 		if err := makeDir(b.tree, inFiles(d), 0o755); err != nil {
-			return fmt.Errorf("make %s: %w", d, err)
+			return fmt.Errorf("make %s: %w", release.Shown(d), err)
 		}
 		b.soil(inFiles(d))
 	}
@@ -147,14 +147,14 @@ func (b *builder) makeEmptyFiles() error {
 			continue
 		}
 		if f.SHA256 != release.Digest(nil) {
-			return refuse(api.ErrDigest, "", "%s is empty but has another digest than an empty file has", f.Path)
+			return refuse(api.ErrDigest, "", "%s is empty but has another digest than an empty file has", release.Shown(f.Path))
 		}
 		h, err := b.tree.OpenFile(inFiles(f.Path), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
-			return fmt.Errorf("make %s: %w", f.Path, err)
+			return fmt.Errorf("make %s: %w", release.Shown(f.Path), err)
 		}
 		if err := errors.Join(h.Chmod(finalMode(f)), h.Close()); err != nil {
-			return fmt.Errorf("make %s: %w", f.Path, err)
+			return fmt.Errorf("make %s: %w", release.Shown(f.Path), err)
 		}
 		b.soil(inFiles(f.Path))
 	}
@@ -168,7 +168,7 @@ func (b *builder) makeSymlinks() error {
 			continue
 		}
 		if err := b.tree.Symlink(f.Link, inFiles(f.Path)); err != nil {
-			return fmt.Errorf("make the symlink %s: %w", f.Path, err)
+			return fmt.Errorf("make the symlink %s: %w", release.Shown(f.Path), err)
 		}
 	}
 	step("symlinks")
