@@ -92,6 +92,7 @@ type giver struct {
 	unjudged int
 	broken   Reason // why nothing more is offered
 	off      bool   // it was called off
+	lingers  bool   // it gives without a limit in time
 	hangs    bool
 	barrier  bool // nobody changes sides before all do; after that, late ones move one by one
 	tally    tally
@@ -398,6 +399,9 @@ func (g *giver) sort(list []*sealedConn) (ready []*sealedConn) {
 		delete(g.sealing, s)
 		if s.o.why != "" {
 			g.keptLocked(s, g.trueLocked(s.o.why))
+			if s.o.why == ReasonUnsent && g.lingers {
+				go g.tryAgain(s.c)
+			}
 		} else if s.counted { // it came too late, and stays
 			s.failed = true
 		}
@@ -963,8 +967,34 @@ func (g *giver) end() {
 	}
 }
 
-// linger goes on giving without a limit in time: what was busy may come to rest. It ends with the giver.
+// tryAgain gives a connection when its client has taken what was too much. It ends with the connection, or with the giver.
+func (g *giver) tryAgain(c *conn) {
+	if c.awaitRoom(g.ctx) {
+		g.begin([]*conn{c}, false)
+	}
+}
+
+// awaitRoom waits until nothing is unsent. false: the connection has ended, or ctx has.
+func (c *conn) awaitRoom(ctx context.Context) bool {
+	stop := context.AfterFunc(ctx, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.notifyLocked()
+	})
+	defer stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.state == running && (c.flushing || len(c.tail) > MaxUnsent) && ctx.Err() == nil {
+		c.awaitLocked(0)
+	}
+	return c.state == running && ctx.Err() == nil
+}
+
+// linger goes on giving without a limit in time: what was busy may come to rest, and a slow client take what it has coming. It ends with the giver.
 func (g *giver) linger(ls []*listener) {
+	g.mu.Lock()
+	g.lingers = true
+	g.mu.Unlock()
 	var list []*conn
 	for _, l := range ls {
 		for _, c := range l.conns() {
