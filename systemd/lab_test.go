@@ -243,7 +243,7 @@ func TestSetup_NeverRestartsButSaysThatItShould(t *testing.T) {
 		t.Errorf("systemd has read LimitNOFILE=%s", got)
 	}
 
-	h.run("cp -p " + daemonPath + " /opt/new && mv /opt/new " + daemonPath)
+	h.run("cp -p " + daemonPath + " /opt/new && echo >>/opt/new && mv /opt/new " + daemonPath)
 	report = h.mustSetup(spec)
 	if report.Changes != nil || !slices.Equal(report.RestartNeeded, []string{daemonPath + " was replaced since it started", unitChanged}) {
 		t.Errorf("another daemon: %+v", report)

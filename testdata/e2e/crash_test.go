@@ -54,7 +54,10 @@ func (s *service) stored() string { return s.run("systemctl show -P NFileDescrip
 func TestKilled_UnderSystemd_NobodyNotices(t *testing.T) {
 	s := newLiveService(t)
 	s.push("1").want(0)
-	const websockets, perSecond, kills, duringUpgrades = 300, 100, 12, 4
+	websockets, perSecond, kills, duringUpgrades := 300, 100, 12, 4
+	if *soaking {
+		websockets, perSecond, kills, duringUpgrades = 1000, 200, 40, 10
+	}
 	l := s.load(load.Options{WebSockets: websockets, NewConnsPerSecond: perSecond, Held: load.MayMove})
 	first := s.status().Generations[0]
 	for range kills {
@@ -149,7 +152,7 @@ func TestRestart_ReloadReexec_UnderSystemd(t *testing.T) {
 
 	l = s.load(load.Options{NewConnsPerSecond: 100}) // a restart ends the app; those who come meanwhile wait
 	s.run("systemctl restart NAME")
-	until(t, "it serves", func() bool { st, err := s.askStatus(); return err == nil && st.State == api.StateServing })
+	s.servesAgain()
 	if st = s.status(); st.Generations[0].PID == before.Generations[0].PID {
 		t.Error("the restart did not restart the app")
 	}
@@ -159,4 +162,45 @@ func TestRestart_ReloadReexec_UnderSystemd(t *testing.T) {
 	if r.RequestFailures["refused"] > 0 {
 		t.Errorf("clients were refused: %s", b)
 	}
+}
+
+func (s *service) servesAgain() {
+	s.t.Helper()
+	until(s.t, "it serves", func() bool { st, err := s.askStatus(); return err == nil && st.State == api.StateServing })
+}
+
+// A supervisor that hangs for good: the watchdog ends it, and the app goes on meanwhile. Whoever does not wait for that restarts the unit, or the machine.
+func TestHung_UnderSystemd(t *testing.T) {
+	s := newLiveService(t)
+	s.push("1").want(0)
+	s.dropIn("WatchdogSec=2s\nTimeoutAbortSec=2s")
+	s.awaitDaemon(s.killDaemon())
+	l := s.load(load.Options{WebSockets: 50, NewConnsPerSecond: 50, Held: load.MayMove})
+	before, pid := s.status(), s.daemonPID()
+	began := time.Now()
+	s.run("kill -STOP " + pid)
+	s.awaitDaemon(pid)
+	t.Logf("hung, with a watchdog of 2s and 2s to abort: another one answers after %s", time.Since(began).Round(time.Millisecond))
+	if st := s.status(); st.Generations[0].PID != before.Generations[0].PID || len(st.Generations) != 1 {
+		t.Errorf("it was %+v, is %+v", before.Generations, st.Generations)
+	}
+	t.Logf("%s", unnoticed(t, l))
+
+	s.dropIn("WatchdogSec=30s")
+	app := s.status().Generations[0].PID
+	s.run("kill -STOP " + s.daemonPID())
+	began = time.Now()
+	s.run("systemctl restart NAME")
+	s.servesAgain()
+	t.Logf("hung, and restarted: it serves after %s", time.Since(began).Round(time.Millisecond))
+	if p := s.processes(); strings.Contains(p+"\n", fmt.Sprintf("%d ", app)) {
+		t.Errorf("the app of before is still there:\n%s", p)
+	}
+	s.serves("1")
+}
+
+// dropIn changes the unit as an operator would.
+func (s *service) dropIn(lines string) {
+	s.t.Helper()
+	s.run("mkdir -p /etc/systemd/system/NAME.service.d; printf '[Service]\n" + lines + "\n' >/etc/systemd/system/NAME.service.d/test.conf; systemctl daemon-reload")
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,32 +33,38 @@ func TestPush_NeverSetUp(t *testing.T) {
 	s.hotdeploy("status", s.host).want(3).wantText("not set up")
 }
 
-// variant builds one of our programs with one line of its source changed. Everything else is the real thing.
-func variant(t *testing.T, pkg, file, line, changed string) string {
+// edit replaces what a file of our source has exactly once.
+type edit struct{ file, old, new string }
+
+// variant builds one of our programs with something in its source changed. Everything else is the real thing.
+func variant(t *testing.T, pkg string, edits ...edit) string {
 	t.Helper()
-	file = filepath.Join(source, filepath.FromSlash(file))
-	text, err := os.ReadFile(file)
-	must(t, err)
-	if strings.Count(string(text), line) != 1 {
-		t.Fatalf("%s has not exactly one  %s", file, line)
-	}
 	dir := t.TempDir()
-	replaced, overlay, out := filepath.Join(dir, "replaced.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, filepath.Base(pkg))
-	must(t, os.WriteFile(replaced, []byte(strings.Replace(string(text), line, changed, 1)), 0o644))
-	list, err := json.Marshal(map[string]map[string]string{"Replace": {file: replaced}})
+	overlay, out, files := filepath.Join(dir, "overlay.json"), filepath.Join(dir, filepath.Base(pkg)), map[string]string{}
+	for i, e := range edits {
+		file := filepath.Join(source, filepath.FromSlash(e.file))
+		text, err := os.ReadFile(file)
+		must(t, err)
+		if strings.Count(string(text), e.old) != 1 {
+			t.Fatalf("%s has not exactly one  %s", file, e.old)
+		}
+		files[file] = filepath.Join(dir, fmt.Sprintf("%d.go", i))
+		must(t, os.WriteFile(files[file], []byte(strings.Replace(string(text), e.old, e.new, 1)), 0o644))
+	}
+	list, err := json.Marshal(map[string]map[string]string{"Replace": files})
 	must(t, err)
 	must(t, os.WriteFile(overlay, list, 0o644))
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-overlay", overlay, "-o", out, "./"+pkg)
 	cmd.Dir, cmd.Env = source, append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build a %s with  %s: %v\n%s", pkg, changed, err, text)
+		t.Fatalf("build a %s with %+v: %v\n%s", pkg, edits, err, text)
 	}
 	return out
 }
 
 // ofAPI is one whose control API has another version.
 func ofAPI(t *testing.T, pkg, version string) string {
-	return variant(t, pkg, "internal/api/types.go", "const Version = 1\n", "const Version = "+version+"\n")
+	return variant(t, pkg, edit{"internal/api/types.go", "const Version = 1\n", "const Version = " + version + "\n"})
 }
 
 func TestPush_DaemonOfAnotherVersion(t *testing.T) {

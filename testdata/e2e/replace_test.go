@@ -11,7 +11,7 @@ import (
 
 // ofVersion is a daemon that calls itself so.
 func ofVersion(t *testing.T, version string) string {
-	return variant(t, "cmd/hotdeployd", "internal/version/version.go", `number = ""`, `number = "`+version+`"`)
+	return variant(t, "cmd/hotdeployd", edit{"internal/version/version.go", `number = ""`, `number = "` + version + `"`})
 }
 
 // setsUp brings that daemon with hotdeploy setup, and returns which process is the main one then.
@@ -66,14 +66,14 @@ func TestReplaced_ByOneThatCannot_NothingChanges(t *testing.T) {
 	s.push("1").want(0)
 	l := s.load(load.Options{WebSockets: 50, NewConnsPerSecond: 50, Held: load.MayMove})
 	const run = "return supervise(cmd, cfg)"
-	good := variant(t, "cmd/hotdeployd", "supervisor/replace.go", "replaceTimeout = 30 *", "replaceTimeout = 3 *")
+	good := variant(t, "cmd/hotdeployd", edit{"supervisor/replace.go", "replaceTimeout = 30 *", "replaceTimeout = 3 *"})
 	s.setsUp(good)
 	before, installed := s.status(), s.run("sha256sum /usr/local/bin/hotdeployd")
 	for name, tt := range map[string]struct{ daemon, says string }{
-		"ends at once":          {variant(t, "cmd/hotdeployd", "cmd/hotdeployd/run.go", run, `os.Exit(7); `+run), "exit status 7"},
-		"hangs":                 {variant(t, "cmd/hotdeployd", "cmd/hotdeployd/run.go", run, `select {}; `+run), "timed out"},
-		"does not even run":     {variant(t, "cmd/hotdeployd", "cmd/hotdeployd/main.go", "func main() {", `func main() { os.Exit(7)`), "does not run on this host"},
-		"cannot read the state": {variant(t, "cmd/hotdeployd", "supervisor/store/state.go", "StateFormat = 1", "StateFormat = 0"), "newer hotdeployd"},
+		"ends at once":          {variant(t, "cmd/hotdeployd", edit{"cmd/hotdeployd/run.go", run, `os.Exit(7); ` + run}), "exit status 7"},
+		"hangs":                 {variant(t, "cmd/hotdeployd", edit{"cmd/hotdeployd/run.go", run, `select {}; ` + run}), "timed out"},
+		"does not even run":     {variant(t, "cmd/hotdeployd", edit{"cmd/hotdeployd/main.go", "func main() {", `func main() { os.Exit(7)`}), "does not run on this host"},
+		"cannot read the state": {variant(t, "cmd/hotdeployd", edit{"supervisor/store/state.go", "StateFormat = 1", "StateFormat = 0"}), "newer hotdeployd"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := s.under(t)
@@ -93,7 +93,7 @@ func TestReplaced_ByOneThatCannot_NothingChanges(t *testing.T) {
 	s.push("2").want(0)
 
 	// One that knows nothing of it can only be restarted.
-	s.setsUp(variant(t, "cmd/hotdeployd", "supervisor/server.go", `"POST /daemon/replace"`, `"POST /gone"`))
+	s.setsUp(variant(t, "cmd/hotdeployd", edit{"supervisor/server.go", `"POST /daemon/replace"`, `"POST /gone"`}))
 	c := s.hotdeploy("setup", s.host).want(3).wantText("too old", "state:", "hotdeploy restart --daemon "+s.host)
 	c.oneScreen()
 	t.Logf("%s", c)
