@@ -55,6 +55,7 @@ type Supervisor struct {
 	sample       time.Duration     // usualSample
 	step         func(name string) // an instruction at which tests interfere; it does nothing
 	large        chan struct{}     // one for each request that may be a large one
+	followers    followers
 	control      *net.UnixListener // where commands come from
 	leaving      func()            // ends Run
 	inheritedAPI *os.File          // the control socket of the supervisor before this one
