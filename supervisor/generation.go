@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -121,7 +122,7 @@ func (s *Supervisor) launch(u *upgrade, g *generation) error {
 	}
 	out, stream, err := s.openOutput(g)
 	if err != nil {
-		return api.ErrStart.With(fmt.Sprintf("open the output of generation %d: %v", g.number, err))
+		return fmt.Errorf("open the output of generation %d: %w", g.number, err)
 	}
 	defer stream.Close()
 	g.output = out
@@ -148,8 +149,9 @@ func (s *Supervisor) launch(u *upgrade, g *generation) error {
 	}
 	l, theirs, err := openLine()
 	if err != nil {
+		stream.Close() // its end of file is what the relay waits for
 		out.close()
-		return api.ErrStart.With(fmt.Sprintf("make the control channel of generation %d: %v", g.number, err))
+		return fmt.Errorf("make the control channel of generation %d: %w", g.number, err)
 	}
 	defer theirs.Close()
 	g.line = l
@@ -167,6 +169,7 @@ func (s *Supervisor) launch(u *upgrade, g *generation) error {
 	})
 	if err != nil {
 		l.close()
+		stream.Close()
 		out.close()
 		return launchError(command[0], err)
 	}
@@ -174,6 +177,9 @@ func (s *Supervisor) launch(u *upgrade, g *generation) error {
 }
 
 func launchError(command string, err error) error {
+	if e := cmp.Or(shortage(err), noProcess(err)); e != nil {
+		return e
+	}
 	e := api.ErrStart.With(fmt.Sprintf("cannot start %s: %v", command, err))
 	var exec *procs.ExecError
 	if errors.As(err, &exec) {

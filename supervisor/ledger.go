@@ -316,10 +316,15 @@ func (s *Supervisor) unkeepClosed() {
 	}
 }
 
+// What cannot be taken out now, for want of a descriptor, is when something else is: no name is used twice.
 func (s *Supervisor) unkeep(names ...string) {
+	s.stuckMu.Lock()
+	defer s.stuckMu.Unlock()
+	names, s.stuck = append(s.stuck, names...), nil
 	for _, name := range names {
 		if err := (systemd.FDStore{}).Remove(name); err != nil {
 			s.logf("%v", err)
+			s.stuck = append(s.stuck, name)
 		}
 	}
 }

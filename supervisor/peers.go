@@ -18,7 +18,7 @@ import (
 // connected at once, of them maxApps processes of the app itself: one more waits in the queue, one more of the app's is sent away, so that
 // it does not stand in an operator's way.
 //
-// A descriptor is kept for the case that none is left, so that an operator can still ask why.
+// Some descriptors are kept for the case that none is left, so that an operator can still ask why.
 type peerListener struct {
 	net.Listener
 	slots, apps chan struct{}
@@ -26,28 +26,33 @@ type peerListener struct {
 	refused     *seldom
 
 	mu     sync.Mutex // protects the fields below
-	kept   *os.File
+	kept   []*os.File
 	closed bool
 }
 
 const (
 	maxControl = 64 // connections at once
 	maxApps    = 8
+	maxKept    = 4 // a command and whoever watches it
 )
 
 func newPeerListener(ln net.Listener, isApp func(pid int) bool, logf func(string, ...any)) net.Listener {
 	l := &peerListener{Listener: ln, isApp: isApp, slots: make(chan struct{}, maxControl), apps: make(chan struct{}, maxApps),
 		refused: &seldom{to: logf, every: time.Minute}}
-	l.keepOne()
+	l.keepSome()
 	return l
 }
 
-// keepOne opens what useKept closes. Without a descriptor there is none to keep, until a peer leaves.
-func (l *peerListener) keepOne() {
+// keepSome opens what useKept closes. Without a descriptor there is none to keep, until a peer leaves.
+func (l *peerListener) keepSome() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.kept == nil && !l.closed {
-		l.kept, _ = os.Open(os.DevNull)
+	for !l.closed && len(l.kept) < maxKept {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			return
+		}
+		l.kept = append(l.kept, f)
 	}
 }
 
@@ -55,11 +60,11 @@ func (l *peerListener) keepOne() {
 func (l *peerListener) useKept() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.kept == nil {
+	if len(l.kept) == 0 {
 		return false
 	}
-	l.kept.Close()
-	l.kept = nil
+	l.kept[0].Close()
+	l.kept = l.kept[1:]
 	return true
 }
 
@@ -81,7 +86,7 @@ func (l *peerListener) Accept() (net.Conn, error) {
 		l.refused.logf("refused a peer on the control socket: %v", err)
 		c.Close()
 		<-l.slots
-		l.keepOne()
+		l.keepSome()
 	}
 }
 
@@ -91,11 +96,11 @@ func (l *peerListener) admit(c net.Conn) (*peerConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	leave := func() { <-l.slots; l.keepOne() }
+	leave := func() { <-l.slots; l.keepSome() }
 	if l.isApp(int(cred.Pid)) {
 		select {
 		case l.apps <- struct{}{}:
-			leave = func() { <-l.apps; <-l.slots; l.keepOne() }
+			leave = func() { <-l.apps; <-l.slots; l.keepSome() }
 		default:
 			return nil, fmt.Errorf("pid %d is the app's, which has %d connections already", cred.Pid, maxApps)
 		}
@@ -107,7 +112,8 @@ func (l *peerListener) Close() error {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
-	l.useKept()
+	for l.useKept() {
+	}
 	return l.Listener.Close()
 }
 

@@ -320,7 +320,7 @@ func (s *Supervisor) writeError(w http.ResponseWriter, err error) {
 		c.Message = err.Error() // with what is around it
 		e = &c
 	default:
-		e = api.ErrInternal.With(err.Error())
+		e = internal(err)
 	}
 	if e.State == "" {
 		s.do(func() { e.State = s.servingText() })

@@ -63,6 +63,8 @@ type Supervisor struct {
 	moving       turn              // who has it may move connections
 
 	unkeepMu sync.Mutex // held while systemd closes listeners, so that an address is free afterwards
+	stuckMu  sync.Mutex // protects stuck; it is held while systemd is told
+	stuck    []string   // what systemd keeps and should not any more
 	stateMu  sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
 
 	calls   chan func()
@@ -161,6 +163,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	defer cancel()
 	s.leaving = cancel
 
+	reserveThreads()
 	control, err := s.listenControl()
 	if err != nil {
 		return err

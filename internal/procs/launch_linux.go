@@ -73,6 +73,7 @@ func Launch(spec Spec) (*Group, error) {
 func launchInCgroup(spec Spec, dir string) (*Group, error) {
 	f, err := os.Open(dir)
 	if err != nil {
+		removeCgroup(dir)
 		return nil, err
 	}
 	defer f.Close()

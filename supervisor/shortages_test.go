@@ -1,0 +1,268 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/release"
+)
+
+// want is something that the machine of a daemon may run out of.
+type want struct {
+	name   string
+	code   *api.Error
+	says   string
+	strike func(t *testing.T, r *crashRig) (relieve func())
+}
+
+var wants = []want{
+	{"room on the disk", api.ErrDiskSpace, "no room", func(t *testing.T, r *crashRig) func() { return fillUp(t, filepath.Join(r.cfg.Root, "shared")) }},
+	{"room in the run directory", api.ErrDiskSpace, "no room", func(t *testing.T, r *crashRig) func() { return fillUp(t, r.cfg.RunDir) }},
+	{"a disk that can be written to", api.ErrReadOnly, "read-only", makeReadOnly},
+	{"descriptors", api.ErrLimit, "file descriptor", func(t *testing.T, r *crashRig) func() {
+		return limit(t, r, unix.RLIMIT_NOFILE, lowestFree(t, r.cmd.Process.Pid))
+	}},
+	{"processes", api.ErrLimit, "process", noMoreProcesses},
+}
+
+// TestShortage_OldServes_AndWhenItIsOverTheSameCommandWorks lets a daemon run out of each of them, for real, under load: pushes and
+// rollbacks fail and say of what, and when there is some again the same commands work.
+func TestShortage_OldServes_AndWhenItIsOverTheSameCommandWorks(t *testing.T) {
+	if !inNamespaces(t, 0) {
+		return
+	}
+	for _, w := range wants {
+		t.Run(w.name, func(t *testing.T) { runOutOf(t, w) })
+	}
+}
+
+func runOutOf(t *testing.T, w want) {
+	r := newCrashRig(t, crashModes[0])
+	r.kill()
+	mountFolders(t, r)
+	r.boot()
+	r.push("1", quick)
+	r.push("2", quick)
+	l := startMoving(t, r.rig, 20, 20)
+	for _, command := range []struct{ kind, version string }{{api.KindPush, "3"}, {api.KindRollback, ""}} {
+		before := r.version()
+		relieve := w.strike(t, r)
+		for range 3 { // also again and again
+			err := r.attempt(command.kind, command.version)
+			if !errors.Is(err, w.code) || !strings.Contains(err.Error(), w.says) {
+				t.Errorf("%s: %v", command.kind, err)
+			}
+			t.Log(err)
+		}
+		if st := r.status(); st.State != api.StateServing || st.Generations[0].Release.Version != before {
+			t.Errorf("%s; it was %s", st.Text, before)
+		}
+		if !r.serves(before) {
+			t.Errorf("%s does not serve any more", before)
+		}
+		relieve()
+		if err := r.attempt(command.kind, command.version); err != nil {
+			t.Fatalf("%s when it is over: %v", command.kind, err)
+		}
+	}
+	if err := r.tryInstall("4", quick); err != nil {
+		t.Error(err)
+	}
+	r.push("5", quick)
+	r.consistent("5")
+	if err := l.Stop(r.ctx()).Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+func quick(s *release.Spec) { s.Soak.Duration = release.Duration(20 * time.Millisecond) }
+
+// attempt is a push or a rollback as an operator makes it, and returns why it failed.
+func (r *crashRig) attempt(kind, version string) error {
+	if kind == api.KindPush {
+		if err := r.tryInstall(version, quick); err != nil {
+			return err
+		}
+	}
+	u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: kind, Version: version, By: "tester"})
+	if err != nil {
+		return err
+	}
+	u = r.outcome(u.ID)
+	if u.Outcome == api.Done {
+		return nil
+	}
+	if u.Outcome != api.NothingChanged || u.Error.State == "" || u.Error.Hint == "" {
+		r.t.Errorf("%s: %s: %+v", kind, u.Outcome, u.Error)
+	}
+	return u.Error
+}
+
+// mountFolders puts a disk of its own under the root and another under the run directory.
+func mountFolders(t *testing.T, r *crashRig) {
+	t.Helper()
+	entries, err := os.ReadDir(r.cfg.RunDir)
+	if err != nil || len(entries) > 3 {
+		t.Fatalf("%v, %v", entries, err)
+	}
+	for dir, size := range map[string]string{r.cfg.Root: "128m", r.cfg.RunDir: "1m"} {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	}
+	for _, dir := range []string{r.cfg.Root, filepath.Join(r.cfg.Root, "state")} { // so that each can become read-only alone
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	}
+}
+
+func fillUp(t *testing.T, dir string) (relieve func()) {
+	t.Helper()
+	filler := filepath.Join(dir, "filler")
+	f, err := os.Create(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for size := 1 << 20; size > 0; {
+		if _, err := f.Write(make([]byte, size)); err != nil {
+			size /= 2
+		}
+	}
+	return func() {
+		if err := os.Remove(filler); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// makeReadOnly does what a disk with errors does. The kernel refuses it to a mount with a file that is open for writing, which the
+// daemon's lock is: so its folder is covered by a mount of the same.
+func makeReadOnly(t *testing.T, r *crashRig) (relieve func()) {
+	t.Helper()
+	state := filepath.Join(r.cfg.Root, "state")
+	remount := func(dir string, flags uintptr) {
+		if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""); err != nil {
+			t.Fatalf("%s: %v", dir, err)
+		}
+	}
+	if err := unix.Mount(state, state, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	remount(state, unix.MS_RDONLY)
+	remount(r.cfg.Root, unix.MS_RDONLY)
+	return func() {
+		remount(r.cfg.Root, 0)
+		if err := unix.Unmount(state, unix.MNT_DETACH); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// limit lowers one of the daemon's limits while it runs.
+func limit(t *testing.T, r *crashRig, resource int, to uint64) (relieve func()) {
+	t.Helper()
+	var old unix.Rlimit
+	pid := r.cmd.Process.Pid
+	if err := unix.Prlimit(pid, resource, nil, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: to, Max: old.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := unix.Prlimit(pid, resource, &old, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// lowestFree is the number that the next descriptor of a process gets.
+func lowestFree(t *testing.T, pid int) uint64 {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fds []int
+	for _, e := range entries {
+		n, _ := strconv.Atoi(e.Name())
+		fds = append(fds, n)
+	}
+	slices.Sort(fds)
+	for i, fd := range fds {
+		if i != fd {
+			return uint64(i)
+		}
+	}
+	return uint64(len(fds))
+}
+
+// noMoreProcesses limits those of the daemon and its generations to what there are, as an app does that takes all that its unit may have.
+func noMoreProcesses(t *testing.T, r *crashRig) (relieve func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return limit(t, r, unix.RLIMIT_NPROC, 1)
+	}
+	parent, err := pidsController()
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("CI must not skip: %v", err)
+		}
+		t.Skipf("##### SKIPPED, NOT TESTED: %v #####", err)
+	}
+	dir := filepath.Join(parent, filepath.Base(r.dir))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(path, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(r.cmd.Process.Pid))
+	write(filepath.Join(dir, "pids.max"), "1") // what there is stays
+	return func() {
+		write(filepath.Join(parent, "cgroup.procs"), strconv.Itoa(r.cmd.Process.Pid))
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// pidsController is a cgroup of ours in a hierarchy that can limit processes.
+func pidsController() (string, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(b)) {
+		mount, kind, _ := strings.Cut(strings.TrimSpace(line), " - ")
+		point := strings.Fields(mount)[4]
+		if strings.HasPrefix(kind, "cgroup ") && slices.Contains(strings.Split(kind[strings.LastIndex(kind, " ")+1:], ","), "pids") {
+			return point, nil
+		}
+		if strings.HasPrefix(kind, "cgroup2 ") {
+			if on, err := os.ReadFile(filepath.Join(point, "cgroup.subtree_control")); err == nil && slices.Contains(strings.Fields(string(on)), "pids") {
+				return point, nil
+			}
+		}
+	}
+	return "", errors.New("no cgroup hierarchy here limits the number of processes")
+}
