@@ -35,6 +35,7 @@ type generation struct {
 
 	goneBefore bool // its main process had ended when it was adopted
 	started    time.Time
+	oomBefore  *int64 // oomKills when it was started, if it was us who started it and the kernel tells
 
 	ready  chan struct{}      // closed at READY=1
 	extend chan time.Duration // EXTEND_TIMEOUT_USEC, the newest; capacity one
@@ -71,6 +72,9 @@ func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) 
 	}
 	g := &generation{takes: mode, number: u.number, rel: rel, sockets: lent, started: time.Now(), state: api.GenStarting, sampled: -1,
 		ready: make(chan struct{}), extend: make(chan time.Duration, 1), gone: make(chan struct{}), retire: make(chan bool, 1)}
+	if kills, err := oomKills(); err == nil {
+		g.oomBefore = &kills
+	}
 	s.at("start")
 	if err := s.launch(u, g); err != nil {
 		s.unkeep(processName(g.number), controlName(g.number))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -220,49 +221,114 @@ func noMoreProcesses(t *testing.T, r *crashRig) (relieve func()) {
 	if os.Geteuid() != 0 {
 		return limit(t, r, unix.RLIMIT_NPROC, 1)
 	}
-	parent, err := pidsController()
+	dir, _ := controlled(t, "pids")
+	set(t, filepath.Join(dir, "cgroup.procs"), r.cmd.Process.Pid)
+	set(t, filepath.Join(dir, "pids.max"), 1) // what there is stays
+	return func() { set(t, filepath.Join(filepath.Dir(dir), "cgroup.procs"), r.cmd.Process.Pid) }
+}
+
+func set(t *testing.T, path string, value int) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(strconv.Itoa(value)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// controlled makes a cgroup in which the number of processes (pids) or the memory can be limited. It must be empty at the end.
+func controlled(t *testing.T, controller string) (dir string, unified bool) {
+	t.Helper()
+	parent, unified, err := hierarchyOf(controller)
+	if err == nil {
+		dir, err = os.MkdirTemp(parent, "hotdeploy-test-")
+	}
 	if err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatalf("CI must not skip: %v", err)
 		}
 		t.Skipf("##### SKIPPED, NOT TESTED: %v #####", err)
 	}
-	dir := filepath.Join(parent, filepath.Base(r.dir))
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	write := func(path, text string) {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
+	t.Cleanup(func() {
+		if err := unix.Rmdir(dir); err != nil {
+			t.Errorf("%s: %v", dir, err)
 		}
-	}
-	write(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(r.cmd.Process.Pid))
-	write(filepath.Join(dir, "pids.max"), "1") // what there is stays
-	return func() {
-		write(filepath.Join(parent, "cgroup.procs"), strconv.Itoa(r.cmd.Process.Pid))
-		if err := os.Remove(dir); err != nil {
-			t.Error(err)
-		}
-	}
+	})
+	return dir, unified
 }
 
-// pidsController is a cgroup of ours in a hierarchy that can limit processes.
-func pidsController() (string, error) {
+// hierarchyOf is where cgroups can have that controller.
+func hierarchyOf(controller string) (dir string, unified bool, err error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	for line := range strings.Lines(string(b)) {
 		mount, kind, _ := strings.Cut(strings.TrimSpace(line), " - ")
 		point := strings.Fields(mount)[4]
-		if strings.HasPrefix(kind, "cgroup ") && slices.Contains(strings.Split(kind[strings.LastIndex(kind, " ")+1:], ","), "pids") {
-			return point, nil
+		if strings.HasPrefix(kind, "cgroup ") && slices.Contains(strings.Split(kind[strings.LastIndex(kind, " ")+1:], ","), controller) {
+			return point, false, nil
 		}
 		if strings.HasPrefix(kind, "cgroup2 ") {
-			if on, err := os.ReadFile(filepath.Join(point, "cgroup.subtree_control")); err == nil && slices.Contains(strings.Fields(string(on)), "pids") {
-				return point, nil
+			if on, err := os.ReadFile(filepath.Join(point, "cgroup.subtree_control")); err == nil && slices.Contains(strings.Fields(string(on)), controller) {
+				return point, true, nil
 			}
 		}
 	}
-	return "", errors.New("no cgroup hierarchy here limits the number of processes")
+	return "", false, fmt.Errorf("no cgroup hierarchy here has the controller %s", controller)
+}
+
+func init() {
+	selves["needs memory"] = func() {
+		if err := os.WriteFile(filepath.Join(os.Getenv("MEMORY_CGROUP"), "cgroup.procs"), []byte("0"), 0o644); err != nil {
+			panic(err)
+		}
+		b := make([]byte, 64<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		notify("READY=1")
+		untilSIGTERM()
+		runtime.KeepAlive(b)
+	}
+}
+
+// TestShortage_NoMemoryForAProcess_IsToldApart has the kernel kill a new generation for want of memory.
+func TestShortage_NoMemoryForAProcess_IsToldApart(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("only root can limit memory, and CI must")
+		}
+		t.Skip("##### SKIPPED, NOT TESTED: only root can limit memory #####")
+	}
+	dir, unified := controlled(t, "memory")
+	most, swap := "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
+	if unified {
+		most, swap = "memory.max", "memory.swap.max"
+	}
+	set(t, filepath.Join(dir, most), 16<<20)
+	if _, err := os.Stat(filepath.Join(dir, swap)); err == nil {
+		set(t, filepath.Join(dir, swap), 16<<20)
+	}
+	r := newRig(t)
+	r.push("1")
+	push := func() api.Upgrade {
+		r.install("2", self("needs memory"), env("MEMORY_CGROUP", dir))
+		return r.upgrade(api.KindPush, "2")
+	}
+	for range 2 {
+		if u := push(); u.Outcome != api.NothingChanged || !errors.Is(u.Error, api.ErrMemory) || !strings.Contains(u.Error.Message, "for want of memory") || !r.serves("1") {
+			t.Errorf("%s: %+v", u.Outcome, u.Error)
+		}
+	}
+	if unified {
+		set(t, filepath.Join(dir, most), 1<<30)
+	} else {
+		if _, err := os.Stat(filepath.Join(dir, swap)); err == nil {
+			set(t, filepath.Join(dir, swap), 1<<30)
+		}
+		set(t, filepath.Join(dir, most), 1<<30)
+	}
+	if u := push(); u.Outcome != api.Done {
+		t.Errorf("when there is some: %s: %+v", u.Outcome, u.Error)
+	}
+	r.stop()
 }
