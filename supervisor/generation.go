@@ -201,9 +201,7 @@ func launchError(command string, err error) error {
 func (s *Supervisor) watch(g *generation) {
 	<-g.group.Done()
 	s.do(func() { s.exited(g) })
-	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
-	defer cancel()
-	if err := g.group.Kill(ctx); err != nil {
+	if err := s.killRest(g); err != nil {
 		s.logf("generation %d: processes are left: %v", g.number, err)
 	}
 	if err := g.group.Remove(); err != nil {
@@ -218,6 +216,23 @@ func (s *Supervisor) watch(g *generation) {
 		close(g.gone)
 		s.refreshStatusText()
 	})
+}
+
+// killRest ends what g's main process left behind. What cannot be done for want of descriptors, say, is tried until it can.
+func (s *Supervisor) killRest(g *generation) error {
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		err := g.group.Kill(ctx)
+		cancel()
+		if shortage(err) == nil {
+			return err
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-s.ctx.Done():
+			return err
+		}
+	}
 }
 
 // killTimeout is how long SIGKILL may take: a process in an uninterruptible wait ends only when the kernel lets it.

@@ -30,9 +30,7 @@ var wants = []want{
 	{"room on the disk", api.ErrDiskSpace, "no room", func(t *testing.T, r *crashRig) func() { return fillUp(t, filepath.Join(r.cfg.Root, "shared")) }},
 	{"room in the run directory", api.ErrDiskSpace, "no room", func(t *testing.T, r *crashRig) func() { return fillUp(t, r.cfg.RunDir) }},
 	{"a disk that can be written to", api.ErrReadOnly, "read-only", makeReadOnly},
-	{"descriptors", api.ErrLimit, "file descriptor", func(t *testing.T, r *crashRig) func() {
-		return limit(t, r, unix.RLIMIT_NOFILE, lowestFree(t, r.cmd.Process.Pid))
-	}},
+	{"descriptors", api.ErrLimit, "file descriptor", func(t *testing.T, r *crashRig) func() { return leaveDescriptors(t, r, 0) }},
 	{"processes", api.ErrLimit, "process", noMoreProcesses},
 }
 
@@ -87,6 +85,52 @@ func runOutOf(t *testing.T, w want) {
 }
 
 func quick(s *release.Spec) { s.Soak.Duration = release.Duration(20 * time.Millisecond) }
+
+// TestShortage_DescriptorsRunOutAtEachStep leaves one more each time, until a push works.
+func TestShortage_DescriptorsRunOutAtEachStep(t *testing.T) {
+	r := newCrashRig(t, crashModes[0])
+	r.push("1", quick)
+	l := startMoving(t, r.rig, 20, 20)
+	for more := uint64(0); ; more++ {
+		if more > 100 {
+			t.Fatal("it never works again")
+		}
+		relieve := leaveDescriptors(t, r, more)
+		err := r.attempt(api.KindPush, "2")
+		relieve()
+		if err == nil {
+			t.Logf("it takes %d", more)
+			break
+		}
+		if t.Log(err); !errors.Is(err, api.ErrLimit) {
+			t.Errorf("with %d left: %v", more, err)
+		}
+		r.consistent("1")
+	}
+	r.consistent("2")
+	if err := l.Stop(r.ctx()).Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A generation that ends while there are no descriptors cannot be taken out of the fd store in that moment.
+func TestShortage_NoDescriptors_WhatEndsMeanwhileIsForgottenLater(t *testing.T) {
+	r := newCrashRig(t, crashModes[0])
+	r.app = "" // its connections stay with it
+	r.push("1")
+	l := startLoad(t, r.addr, 3, 0)
+	defer l.Stop(r.ctx())
+	r.push("2")
+	old := r.status().Generations[1]
+	relieve := leaveDescriptors(t, r, 0)
+	if err := unix.Kill(old.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitText("was killed by signal 9")
+	relieve()
+	r.push("3")
+	r.consistent("3")
+}
 
 // attempt is a push or a rollback as an operator makes it, and returns why it failed.
 func (r *crashRig) attempt(kind, version string) error {
@@ -194,6 +238,31 @@ func limit(t *testing.T, r *crashRig, resource int, to uint64) (relieve func()) 
 	}
 }
 
+// leaveDescriptors limits those that the daemon may have to so many more than it has while nobody asks it anything.
+func leaveDescriptors(t *testing.T, r *crashRig, more uint64) (relieve func()) {
+	t.Helper()
+	r.client.Close()
+	for r.connected(t) > 0 {
+		<-time.After(time.Millisecond) // nobody tells when the daemon has seen it
+	}
+	return limit(t, r, unix.RLIMIT_NOFILE, lowestFree(t, r.cmd.Process.Pid)+more)
+}
+
+// connected is how many are on the control socket, as the kernel sees it (/proc/net/unix: one that was accepted has its path, and is not the listener).
+func (r *crashRig) connected(t *testing.T) (n int) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 8 && f[7] == ControlSocket(r.cfg.RunDir) && f[3] == "00000000" {
+			n++
+		}
+	}
+	return n
+}
+
 // lowestFree is the number that the next descriptor of a process gets.
 func lowestFree(t *testing.T, pid int) uint64 {
 	t.Helper()
@@ -220,6 +289,9 @@ func noMoreProcesses(t *testing.T, r *crashRig) (relieve func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		return limit(t, r, unix.RLIMIT_NPROC, 1)
+	}
+	if threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", r.cmd.Process.Pid)); err != nil || len(threads) < reservedThreads {
+		t.Errorf("%d threads, %v: it will die when it needs another one", len(threads), err)
 	}
 	dir, _ := controlled(t, "pids")
 	set(t, filepath.Join(dir, "cgroup.procs"), r.cmd.Process.Pid)
