@@ -12,6 +12,7 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/delta"
 	"github.com/hotdeploy/hotdeploy/internal/library"
 	"github.com/hotdeploy/hotdeploy/internal/release"
+	"github.com/hotdeploy/hotdeploy/internal/spool"
 )
 
 // guessAtMost bounds what is computed on a mere guess.
@@ -27,14 +28,14 @@ type Bundler struct {
 	stop context.CancelFunc
 
 	mu    sync.Mutex // protects what follows
-	made  map[string]*spool
+	made  map[string]*spool.Spool
 	bases map[string]*release.Manifest // nil: it is not in the library, or of no use
 }
 
 // NewBundler makes bundles of rel, with the releases in a library (nil: none) as bases. The caller closes it after the last push.
 func NewBundler(ctx context.Context, rel *release.Packed, l *library.Library) *Bundler {
 	ctx, stop := context.WithCancel(ctx)
-	return &Bundler{rel: rel, library: l, ctx: ctx, stop: stop, made: map[string]*spool{}, bases: map[string]*release.Manifest{}}
+	return &Bundler{rel: rel, library: l, ctx: ctx, stop: stop, made: map[string]*spool.Spool{}, bases: map[string]*release.Manifest{}}
 }
 
 // Close ends what is being computed.
@@ -43,8 +44,8 @@ func (b *Bundler) Close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, s := range b.made {
-		s.wait(context.Background(), 1<<62) // for its writer, which ends with the context
-		s.close()
+		s.Wait(context.Background(), 1<<62) // for its writer, which ends with the context
+		s.Close()
 	}
 	b.made = nil
 }
@@ -59,9 +60,12 @@ func (b *Bundler) Guess() {
 	if err != nil {
 		return
 	}
-	i := slices.IndexFunc(list, func(i library.Info) bool {
-		return i.Service == b.rel.Manifest.Service && i.Digest != b.rel.Digest
-	})
+	list = slices.DeleteFunc(list, func(i library.Info) bool { return i.Service != b.rel.Manifest.Service })
+	if len(list) == 0 { // it is the first one, and all of it is sent
+		b.bundle(bundle.Choose(b.rel.Manifest, bundle.Lacks(b.rel.Manifest, nil), nil, ""))
+		return
+	}
+	i := slices.IndexFunc(list, func(i library.Info) bool { return i.Digest != b.rel.Digest })
 	if i < 0 {
 		return
 	}
@@ -124,7 +128,7 @@ func (b *Bundler) openBase(f *release.File) (bundle.File, error) {
 }
 
 // bundle begins to make a bundle, if nobody has before.
-func (b *Bundler) bundle(r bundle.Recipe) (*spool, error) {
+func (b *Bundler) bundle(r bundle.Recipe) (*spool.Spool, error) {
 	id := r.ID(b.rel.Digest)
 	b.mu.Lock()
 	defer b.mu.Unlock()

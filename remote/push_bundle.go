@@ -102,7 +102,7 @@ func (d *Deployment) sendSpool(ctx context.Context, b *Bundler, r bundle.Recipe,
 		return t, err
 	}
 	at := plan.Arrived[id]
-	size, err := s.wait(ctx, at)
+	size, err := s.Wait(ctx, at)
 	if err != nil && err != io.EOF {
 		return t, notMade(ctx, err)
 	}
@@ -112,12 +112,12 @@ func (d *Deployment) sendSpool(ctx context.Context, b *Bundler, r bundle.Recipe,
 	t.Resumed, t.Done, t.Total, t.Delta = at, at, size, r.Base != ""
 	d.transferred(t)
 	p := &progress{t: t, tell: d.transferred}
-	_, err = d.line.Client.SendBundle(ctx, plan.Digest, id, at, &spoolReader{ctx: ctx, spool: s, at: at, sent: func(at int64) {
-		size, _, _ := s.state()
+	_, err = d.line.Client.SendBundle(ctx, plan.Digest, id, at, s.Reader(ctx, at, func(at int64) {
+		size, _ := s.State()
 		p.sent(at, size)
-	}})
+	}))
 	t = p.stop()
-	if _, _, made := s.state(); made != nil && made != io.EOF {
+	if _, made := s.State(); made != nil && made != io.EOF {
 		return t, notMade(ctx, made)
 	}
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/delta"
@@ -58,7 +57,7 @@ func (s *Supervisor) takeBundle(w http.ResponseWriter, r *http.Request) (any, er
 		}
 		return nil, err
 	}
-	if err := errors.Join(rc.SetReadDeadline(time.Time{}), s.store.Rebuild(r.Context(), digest, id)); err != nil {
+	if err := s.store.Rebuild(r.Context(), digest, id); err != nil {
 		return nil, err
 	}
 	return s.completeUpload(w, r)

@@ -263,7 +263,11 @@ type steady struct {
 
 func (b *steady) Read(p []byte) (int, error) {
 	b.rc.SetReadDeadline(time.Now().Add(b.pause))
-	return b.r.Read(p)
+	n, err := b.r.Read(p)
+	if err == io.EOF {
+		b.rc.SetReadDeadline(time.Time{}) // what is made of it may take its time
+	}
+	return n, err
 }
 
 func (s *Supervisor) afterwards(err error) (any, error) {

@@ -74,12 +74,14 @@ type Bundle struct {
 	delta *io.SectionReader
 }
 
-// Open reads the recipe. Whether it makes sense shows in [Bundle.Apply].
+// Open reads the recipe. The bundle may still be arriving: then r waits, and size may be more than will come. Whether it makes sense shows in [Bundle.Apply].
 func Open(r io.ReaderAt, size int64) (*Bundle, error) {
 	head := make([]byte, min(size, int64(len(magic)+binary.MaxVarintLen64)))
-	if n, err := r.ReadAt(head, 0); n < len(head) {
+	n, err := r.ReadAt(head, 0)
+	if n < len(head) && err != io.EOF {
 		return nil, fmt.Errorf("read the bundle: %w", err)
 	}
+	head = head[:n]
 	if len(head) < len(magic) || string(head[:len(magic)]) != magic {
 		return nil, malformed("it does not begin as one of version %d", Format)
 	}
@@ -89,7 +91,9 @@ func Open(r io.ReaderAt, size int64) (*Bundle, error) {
 		return nil, malformed("its recipe has %d bytes", length)
 	}
 	b := make([]byte, length)
-	if n, err := r.ReadAt(b, at); n < len(b) {
+	if n, err := r.ReadAt(b, at); err == io.EOF && n < len(b) {
+		return nil, malformed("it ends within its recipe")
+	} else if n < len(b) {
 		return nil, fmt.Errorf("read the bundle: %w", err)
 	}
 	at += int64(length)

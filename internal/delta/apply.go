@@ -16,6 +16,9 @@ var ErrTooLarge = errors.New("the delta makes a larger file than expected")
 // Apply writes to w what a delta makes of old, at most limit bytes. It reads both in pieces and keeps nothing. What was written before
 // an error is of no use.
 //
+// The delta may still be arriving: it is read from its beginning to its end, but for its two parts in turn, and a reader may wait for what is
+// not there yet. The section may then be longer than the delta.
+//
 // The error is [ErrMalformed], [ErrTooLarge], that of a read or of w, or that of ctx.
 func Apply(ctx context.Context, w io.Writer, old, delta *io.SectionReader, limit int64) error {
 	in := &input{r: delta, size: delta.Size()}
@@ -38,10 +41,11 @@ func Apply(ctx context.Context, w io.Writer, old, delta *io.SectionReader, limit
 			return err
 		}
 	}
-	if in.at != in.size {
-		return malformed("something follows it")
+	ended, err := in.ended()
+	if err == nil && !ended {
+		err = malformed("something follows it")
 	}
-	return nil
+	return err
 }
 
 // applier makes one file.
@@ -74,7 +78,11 @@ func (l *literals) Read(b []byte) (int, error) {
 				return n, err
 			}
 		}
-		if l.in.at == l.in.size {
+		ended, err := l.in.ended()
+		if err != nil {
+			return 0, err
+		}
+		if ended {
 			return 0, io.EOF
 		}
 		s, err := l.in.segment()

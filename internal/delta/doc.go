@@ -11,7 +11,7 @@
 //
 // # How it works
 //
-// The new file is cut into segments of 64 MiB. For each, match.go finds stretches that the old file has too (seeds of 16 bytes, extended
+// The new file is cut into segments of 64 MiB (without an old file into smaller ones, see plain.go). For each, match.go finds stretches that the old file has too (seeds of 16 bytes, extended
 // over what differs), window.go where in a large old file to look. What is in no stretch is literal, and is compressed
 // with zstd. What differs within a stretch is mostly this: something was added to a program, what comes after it has moved, and with it
 // every number that says where something is. How far what lies where has moved is known from the stretches
@@ -27,7 +27,7 @@
 //	segment = newLength codedLength literalLength coded literal
 //
 // The segments' newLengths add up to newSize; each but the last is as long as the one before it. Base is what is added to a place in the
-// old file to make it a pointer. The literal parts of all segments together are one zstd stream with a window of at most 8 MiB.
+// old file to make it a pointer. The literal parts of all segments together are zstd frames with windows of at most 8 MiB.
 //
 // Coded is one arithmetic code. First come the ops: their number, and for each the length of the literal before the copy, the
 // length of the copy, and where in the old file it begins, less where it would if it had moved as the copy before (a signed

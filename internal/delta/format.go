@@ -56,16 +56,32 @@ func (s segment) append(b []byte) []byte {
 type input struct {
 	r    io.ReaderAt
 	at   int64
-	size int64
+	size int64 // at most; the end is where r says so
+}
+
+func (in *input) ended() (bool, error) {
+	if in.at >= in.size {
+		return true, nil
+	}
+	n, err := in.r.ReadAt(make([]byte, 1), in.at)
+	switch {
+	case n == 1:
+		return false, nil
+	case err == io.EOF:
+		return true, nil
+	}
+	return false, fmt.Errorf("read the delta: %w", err)
 }
 
 // numbers reads several at once.
 func (in *input) numbers(into ...*int64) error {
 	var buf [binary.MaxVarintLen64 * 4]byte
 	b := buf[:min(int64(len(buf)), in.size-in.at)]
-	if n, err := in.r.ReadAt(b, in.at); n < len(b) {
-		return fmt.Errorf("read the delta: %w", noEOF(err))
+	n, err := in.r.ReadAt(b, in.at)
+	if n < len(b) && err != io.EOF {
+		return fmt.Errorf("read the delta: %w", err)
 	}
+	b = b[:n]
 	for _, p := range into {
 		v, n := binary.Uvarint(b)
 		if n <= 0 || v > maxFile {

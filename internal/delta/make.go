@@ -20,6 +20,9 @@ func Make(ctx context.Context, w io.Writer, old, new *io.SectionReader) error {
 		return err
 	}
 	m := &maker{out: w, head: h, old: windows{r: old, total: new.Size()}}
+	if old.Size() == 0 {
+		return m.plain(ctx, new)
+	}
 	if err := m.open(); err != nil {
 		return err
 	}
@@ -84,13 +87,17 @@ func (m *maker) segment(ctx context.Context, new []byte, at int64) error {
 	if err != nil {
 		return err
 	}
-	head := segment{int64(len(new)), int64(len(coded)), int64(m.literal.Len())}.append(nil)
-	for _, b := range [][]byte{head, coded, m.literal.Bytes()} {
+	defer m.literal.Reset()
+	return m.write(len(new), coded, m.literal.Bytes())
+}
+
+func (m *maker) write(length int, coded, literal []byte) error {
+	head := segment{int64(length), int64(len(coded)), int64(len(literal))}.append(nil)
+	for _, b := range [][]byte{head, coded, literal} {
 		if _, err := m.out.Write(b); err != nil {
 			return err
 		}
 	}
-	m.literal.Reset()
 	return nil
 }
 

@@ -2,11 +2,8 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -17,12 +14,14 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/bundle"
 	"github.com/hotdeploy/hotdeploy/internal/delta"
 	"github.com/hotdeploy/hotdeploy/internal/release"
+	"github.com/hotdeploy/hotdeploy/internal/spool"
 )
 
 // A bundle lies beside parts/, where nobody but this process writes.
 const bundlePrefix = "bundle-"
 
-// Receive appends r to a bundle of an upload, from offset on. What has arrived stays, whatever ends it, and [Store.Plan] tells how much.
+// Receive appends r to a bundle of an upload, from offset on, and rebuilds what it can while it arrives. What has arrived stays, whatever
+// ends it, and [Store.Plan] tells how much. [Store.Rebuild] comes next.
 func (s *Store) Receive(ctx context.Context, digest, id string, offset int64, r io.Reader) error {
 	if err := errors.Join(release.CheckDigest(digest), release.CheckDigest(id)); err != nil {
 		return refuse(api.ErrBadRequest, "", "%v", err)
@@ -34,17 +33,22 @@ func (s *Store) Receive(ctx context.Context, digest, id string, offset int64, r 
 	if err != nil {
 		return fmt.Errorf("open the upload %.12s: %w", digest, err)
 	}
-	u.close()
+	defer u.close()
 	dir, err := openDir(s.root, path.Join(incomingDir, digest))
 	if err != nil {
 		return fmt.Errorf("open the upload %.12s: %w", digest, err)
 	}
 	defer dir.Close()
 	s.dropBundles(dir, id)
-	if err := s.dropUnusable(dir, bundlePrefix+id); err != nil {
+	name := bundlePrefix + id
+	if err := s.dropUnusable(dir, name); err != nil {
 		return err
 	}
-	return s.explain(receive(ctx, dir, bundlePrefix+id, offset, maxBundle(u.manifest), r))
+	built, err := s.receive(ctx, u, dir, name, offset, r)
+	if built {
+		s.discard(dir, name)
+	}
+	return s.explain(err)
 }
 
 // dropUnusable removes what stands where a bundle is to be and is no file of ours.
@@ -65,30 +69,36 @@ func maxBundle(m *release.Manifest) int64 {
 	return n + n/64 + 8<<20
 }
 
-func receive(ctx context.Context, dir *os.Root, name string, offset, most int64, r io.Reader) (err error) {
-	f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+func (s *Store) receive(ctx context.Context, u *upload, dir *os.Root, name string, offset int64, r io.Reader) (built bool, err error) {
+	f, err := dir.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	fi, err := f.Stat()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if offset < 0 || offset > fi.Size() {
-		return refuse(api.ErrIncomplete, "push again", "of that bundle %d bytes are there, it goes on at %d", fi.Size(), offset)
+		return false, refuse(api.ErrIncomplete, "push again", "of that bundle %d bytes are there, it goes on at %d", fi.Size(), offset)
 	}
-	n, err := io.CopyBuffer(io.NewOffsetWriter(f, offset), io.LimitReader(r, most-offset+1), make([]byte, 64<<10))
+	arriving := spool.New(f, offset)
+	e := s.beginEarly(ctx, u, arriving)
+	most := maxBundle(u.manifest)
+	n, err := io.CopyBuffer(roomy{s.newRoom(), arriving}, io.LimitReader(r, most-offset+1), make([]byte, 64<<10))
 	switch {
 	case ctx.Err() != nil:
-		return context.Cause(ctx)
+		err = context.Cause(ctx)
 	case err != nil:
-		return fmt.Errorf("receive a bundle: %w", err)
+		err = fmt.Errorf("receive a bundle: %w", err)
 	case offset+n > most:
 		dir.Remove(name)
-		return refuse(api.ErrBadRequest, "", "the bundle is larger than the release")
+		err = refuse(api.ErrBadRequest, "", "the bundle is larger than the release")
+	default:
+		err = f.Truncate(offset + n) // of one that was longer
 	}
-	return f.Truncate(offset + n) // of one that was longer
+	arriving.End(err)
+	return e.finish(ctx, err == nil), err
 }
 
 // dropBundles removes all bundles of an upload but one.
@@ -115,8 +125,8 @@ func bundles(dir *os.Root) map[string]int64 {
 	return list
 }
 
-// Rebuild makes the parts that a bundle holds, at low priority. Afterwards the bundle is gone, whatever comes of it: what [api.ErrBundle]
-// refuses is not worth having. [Store.Complete] comes next.
+// Rebuild makes the parts that a bundle holds, at low priority, unless Receive has done so. Afterwards the bundle is gone, whatever comes of
+// it: what [api.ErrBundle] refuses is not worth having. [Store.Complete] comes next.
 func (s *Store) Rebuild(ctx context.Context, digest, id string) error {
 	if err := errors.Join(release.CheckDigest(digest), release.CheckDigest(id)); err != nil {
 		return refuse(api.ErrBadRequest, "", "%v", err)
@@ -127,49 +137,64 @@ func (s *Store) Rebuild(ctx context.Context, digest, id string) error {
 	defer s.building.give()
 	s.setCompleting(digest)
 	defer s.setCompleting("")
-	u, err := s.openUpload(digest)
+	dir, err := openDir(s.root, path.Join(incomingDir, digest))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // Complete tells whether that is because the release is there
 	}
 	if err != nil {
 		return fmt.Errorf("open the upload %.12s: %w", digest, err)
 	}
-	defer u.close()
-	dir, err := openDir(s.root, path.Join(incomingDir, digest))
-	if err != nil {
-		return fmt.Errorf("open the upload %.12s: %w", digest, err)
-	}
 	defer dir.Close()
-	err = gently(func() error { return s.rebuild(ctx, u, dir, bundlePrefix+id) })
+	f, fi, err := openRegular(dir, bundlePrefix+id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // Receive has, or somebody who sends the same, or Complete tells what is missing
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := s.takeRebuilding(ctx); err != nil {
+		return err
+	}
+	defer s.rebuilding.give()
+	err = gently(func() error { return s.rebuild(ctx, digest, io.NewSectionReader(f, 0, fi.Size())) })
 	if err == nil || errors.Is(err, api.ErrBundle) {
 		s.discard(dir, bundlePrefix+id)
 	}
 	return s.explain(err)
 }
 
-func (s *Store) rebuild(ctx context.Context, u *upload, dir *os.Root, name string) error {
-	f, fi, err := openRegular(dir, name)
+func (s *Store) rebuild(ctx context.Context, digest string, r *io.SectionReader) error {
+	u, err := s.openUpload(digest)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // somebody who sends the same was faster, or Complete tells what is missing
+		return nil // Complete tells
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("open the upload %.12s: %w", digest, err)
 	}
-	defer f.Close()
-	b, err := bundle.Open(f, fi.Size())
-	if err != nil {
-		return refuse(api.ErrBundle, "push again", "%v", err)
-	}
-	base, err := s.baseOf(b)
-	if err != nil {
-		return err
-	}
-	err = b.Apply(ctx, base, u.manifest, func(f *release.File) (io.WriteCloser, error) { return newPart(u.parts, f) })
-	if errors.Is(err, errWrong) || errors.Is(err, bundle.ErrMalformed) || errors.Is(err, delta.ErrMalformed) || errors.Is(err, delta.ErrTooLarge) {
+	defer u.close()
+	p := s.newParts(u.parts)
+	defer p.drop()
+	b, base, err := s.apply(ctx, r, u.manifest, p)
+	switch {
+	case err == nil:
+		return p.commit()
+	case errors.Is(err, errWrong), errors.Is(err, bundle.ErrMalformed), errors.Is(err, delta.ErrMalformed), errors.Is(err, delta.ErrTooLarge):
 		s.findRotten(ctx, b, base)
 		return refuse(api.ErrBundle, "push again", "the release could not be made of what was sent: %v", err)
 	}
 	return err
+}
+
+// apply makes of a bundle what is in it. The bundle and its base are there as far as it came.
+func (s *Store) apply(ctx context.Context, r *io.SectionReader, m *release.Manifest, p *parts) (b *bundle.Bundle, base bundle.Source, err error) {
+	if b, err = bundle.Open(r, r.Size()); err != nil {
+		return nil, base, err
+	}
+	if base, err = s.baseOf(b); err != nil {
+		return b, base, err
+	}
+	return b, base, b.Apply(ctx, base, m, p.keep)
 }
 
 // baseOf is the release that a bundle is based on. One that is gone or has other files now is [api.ErrBundle].
@@ -206,7 +231,7 @@ func (s *Store) baseOf(b *bundle.Bundle) (bundle.Source, error) {
 
 // findRotten notes which files of a base are not what its manifest says, after something went wrong.
 func (s *Store) findRotten(ctx context.Context, b *bundle.Bundle, base bundle.Source) {
-	if base.Manifest == nil {
+	if b == nil || base.Manifest == nil {
 		return
 	}
 	numbers, err := b.From.List(len(base.Manifest.Files))
@@ -227,41 +252,4 @@ func (s *Store) findRotten(ctx context.Context, b *bundle.Bundle, base bundle.So
 		}
 		h.Close()
 	}
-}
-
-// newPart is a part that is being written. It gets its name when it is closed, if it is what the name says; else errWrong.
-func newPart(parts *os.Root, f *release.File) (io.WriteCloser, error) {
-	temp := tempName()
-	h, err := parts.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	return &partWriter{File: h, parts: parts, temp: temp, of: f, sum: sha256.New()}, nil
-}
-
-type partWriter struct {
-	*os.File
-	parts *os.Root
-	temp  string
-	of    *release.File
-	sum   hash.Hash
-}
-
-func (p *partWriter) Write(b []byte) (int, error) {
-	p.sum.Write(b)
-	return p.File.Write(b)
-}
-
-func (p *partWriter) Close() error {
-	err := p.File.Close()
-	if err == nil && hex.EncodeToString(p.sum.Sum(nil)) != p.of.SHA256 {
-		err = fmt.Errorf("%s: %w", release.Shown(p.of.Path), errWrong)
-	}
-	if err == nil {
-		err = p.parts.Rename(p.temp, p.of.SHA256)
-	}
-	if err != nil {
-		p.parts.Remove(p.temp)
-	}
-	return err
 }

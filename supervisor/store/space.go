@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"slices"
 
@@ -43,11 +44,7 @@ func (s *Store) need(m *release.Manifest, manifestBytes int, blobs []*blob, miss
 			n.bytes += onDisk(b.size)
 		}
 	}
-	if f.Bundle {
-		for _, b := range missing { // both it and what is made of it, at worst
-			n.bytes += b.Size
-		}
-	}
+	// How large a bundle is nobody knows yet, and mostly it is small: see room.
 	if !f.SameUser && !f.Bundle {
 		// Another user's parts are copied, and each goes as soon as its copy is there.
 		slices.Sort(parts)
@@ -108,6 +105,36 @@ func (s *Store) checkSpace(n need) error {
 			s.dir, n.files, st.Ffree)
 	}
 	return nil
+}
+
+// roomEvery is how much is written between two looks at the disk.
+const roomEvery = 4 << 20
+
+// room keeps what is written of a bundle, and made of it, from filling the disk. It belongs to one goroutine.
+type room struct {
+	store *Store
+	since int
+}
+
+func (s *Store) newRoom() *room { return &room{store: s} }
+
+func (r *room) wrote(n int) error {
+	if r.since += n; r.since < roomEvery {
+		return nil
+	}
+	r.since = 0
+	return r.store.checkSpace(need{})
+}
+
+// roomy is a writer that stops before the disk is full.
+type roomy struct {
+	*room
+	w io.Writer
+}
+
+func (r roomy) Write(b []byte) (int, error) {
+	n, err := r.w.Write(b)
+	return n, errors.Join(err, r.wrote(n))
 }
 
 // explain makes a full disk or quota what callers branch on. What is an [api.Error] already stays it.

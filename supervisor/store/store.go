@@ -30,10 +30,13 @@ type Store struct {
 
 	building turn // who has it may change releases/
 	planning turn // who has it may begin and drop uploads; taken after building where both are
+	// who has it may rebuild a bundle; taken after building where both are
+	rebuilding turn
 
-	mu         sync.Mutex      // guards the two below; no I/O under it
+	mu         sync.Mutex      // guards what follows; no I/O under it
 	rotten     map[string]bool // files of releases whose content was found to be wrong: not reused again
 	completing string          // digest of the upload that is in use by Complete
+	early      *early          // that has rebuilding; nil: none
 
 	history sync.Mutex // held over one append, so that lines do not mix
 }
@@ -56,7 +59,7 @@ func OpenLocked(dir, service string, lock *os.File) (_ *Store, err error) {
 	}
 	s := &Store{
 		dir: dir, service: service, root: root,
-		building: make(turn, 1), planning: make(turn, 1),
+		building: make(turn, 1), planning: make(turn, 1), rebuilding: make(turn, 1),
 		rotten: map[string]bool{}, lock: lock,
 	}
 	if err := s.prepare(); err != nil {
