@@ -152,7 +152,7 @@ func (s *Supervisor) routes() http.Handler {
 		}
 		return s.afterwards(s.stop(req))
 	})
-	handle("POST /v1/daemon/replace", maxRequest, func(w http.ResponseWriter, r *http.Request) (any, error) {
+	handle("POST /daemon/replace", maxRequest, func(w http.ResponseWriter, r *http.Request) (any, error) {
 		req, err := decodeStop(r)
 		if err != nil {
 			return nil, err
