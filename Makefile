@@ -13,7 +13,7 @@ UNIT    := $(GO) list $(OURS) | grep -v -e /testdata/lab$$ -e /testdata/e2e$$ -e
 RACE    := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 FUZZTIME ?= 60s
 
-.PHONY: all build release-builds test tools lint vet unit crash race e2e bench soak fuzz demo clean
+.PHONY: all build release-builds test tools lint vet unit crash race e2e bench soak soak-e2e fuzz demo clean
 
 all: build test
 
@@ -60,8 +60,14 @@ bench: build ## figures as ratios and medians in one run
 
 # What make test does with libtest in a minute and a half (100,000 messages and 24 handoffs for each WebSocket library) this does for some hours.
 # A failure names its seed; SOAK="-seed N" tells the same story again, -messages N and -handoffs N make it longer or shorter.
-soak: ## the SDK between real processes, millions of messages through hundreds of handoffs
+# Then as many upgrades of one service in a row as UPGRADES says; make test makes 15.
+UPGRADES ?= 1000
+soak: ## the SDK between real processes, millions of messages through hundreds of handoffs; then a thousand upgrades in a row
 	$(GO) test $(RACE) -count=1 -timeout 24h -v -run 'Deploys|Hub|HTTP' ./upgrade/internal/libtest -messages 3000000 -handoffs 500 $(SOAK)
+	$(GO) test -count=1 -timeout 24h -v -run '^TestSoak_' ./supervisor -upgrades $(UPGRADES)
+
+soak-e2e: build ## 1,000 WebSockets and 200 connections a second while the supervisor is killed 50 times; a power cut at every step
+	$(GO) test -count=1 -timeout 60m -v -run 'Killed|PowerCut' ./testdata/e2e -soak
 
 fuzz: ## every target for FUZZTIME
 	sh testdata/fuzz.sh $(FUZZTIME)

@@ -18,12 +18,15 @@ var (
 	ErrNoRoot     = &api.Error{Code: "no-root"}     // neither root nor sudo without a password
 	ErrNoDaemon   = &api.Error{Code: "no-daemon"}   // no daemon binary for the host on this machine
 	ErrNoPlatform = &api.Error{Code: "no-platform"} // none exists
+
+	ErrNotReplaced = &api.Error{Code: "not-replaced"} // the running daemon could not make way for the one that was sent
 )
 
 const (
 	maxProbe      = 16 << 10
 	maxSetupLines = 64 << 10
 	restartNeeded = "restart needed: " // how a line of hotdeployd setup says so
+	notReplaced   = "not replaced: "   // likewise
 	remark        = "note: "           // likewise
 	nothingToDo   = "nothing to change"
 )
@@ -41,11 +44,13 @@ type SetupResult struct {
 	Platform string   `json:"platform"` // of the host
 	Changes  []string `json:"changes"`
 	Notes    []string `json:"notes,omitempty"`
-	Restart  []string `json:"restart_needed,omitempty"` // why the running daemon is not the one that is set up now
+	Restart  []string `json:"restart_needed,omitempty"` // what is not in force before the service is restarted
+
+	NotReplaced string `json:"not_replaced,omitempty"` // why the running daemon is still the one before
 }
 
 // Setup installs the daemon on a host if another or none is there, and then lets it make user, folders, configuration and units
-// be as the spec says. It never restarts a running daemon. It may be repeated, also after a failure in the middle.
+// be as the spec says, and the running daemon make way for the installed one. It never restarts a service. It may be repeated, also after a failure in the middle.
 func Setup(ctx context.Context, s *Session, o SetupOptions) (SetupResult, error) {
 	u := &setup{s: s, o: o}
 	h, err := u.probe(ctx)
@@ -162,11 +167,26 @@ func (u *setup) run(ctx context.Context, m machine) error {
 	errs := &limited{limit: maxStderr, tail: true}
 	err = u.s.Run(ctx, m.asRoot(daemonPath, "setup"), bytes.NewReader(input), lines, errs)
 	lines.flush()
+	if u.res.NotReplaced != "" {
+		return u.explainNotReplaced()
+	}
 	if exit := new(ExitError); errors.As(err, &exit) {
 		said := strings.TrimPrefix(oneLine(printable(errs.String())), "hotdeployd: error: ")
 		return fmt.Errorf("hotdeployd setup on the host (exit status %d): %s", exit.Status, said)
 	}
 	return err
+}
+
+// explainNotReplaced: the host has put the old binary back, unless that can never make way.
+func (u *setup) explainNotReplaced() error {
+	f := refusal(ErrNotReplaced, "the running daemon was not replaced: "+u.res.NotReplaced, "")
+	f.State = "the daemon that ran still runs, and so does the app; " + daemonPath + " is as it was"
+	f.Hint = fmt.Sprintf("when that is mended, repeat  hotdeploy setup %s ; see also  ssh %s journalctl -u %s", u.o.Name, u.o.Name, u.o.Spec.Service)
+	if len(u.res.Restart) > 0 {
+		f.State = "the daemon that ran still runs, and so does the app; the new one is installed, and takes over when the old one ends"
+		f.Hint = fmt.Sprintf("when connections may close:  hotdeploy restart --daemon %s", u.o.Name)
+	}
+	return f
 }
 
 // reported takes one line of what hotdeployd setup says.
@@ -176,6 +196,8 @@ func (u *setup) reported(line string) {
 	case line == "" || line == nothingToDo:
 	case ok:
 		u.res.Restart = append(u.res.Restart, why)
+	case strings.HasPrefix(line, notReplaced):
+		u.res.NotReplaced = strings.TrimPrefix(line, notReplaced)
 	case strings.HasPrefix(line, remark):
 		u.res.Notes = append(u.res.Notes, strings.TrimPrefix(line, remark))
 		u.say(line)

@@ -36,7 +36,7 @@ func (u *setup) installDaemon(ctx context.Context, m machine) error {
 	return nil
 }
 
-// replaceScript copies a file beside its destination, compares it there, and renames it: whoever starts the daemon finds the
+// replaceScript copies a file beside its destination, compares it there, sees whether it runs at all, and renames it: whoever starts the daemon finds the
 // old one or the new one, also after a power cut.
 const replaceScript = `
 set -e
@@ -48,6 +48,7 @@ chown 0:0 "$tmp"
 chmod 755 "$tmp"
 [ "$(sha256sum "$tmp" | cut -d' ' -f1)" = "$2" ] || { echo "it was damaged on the way; try again" >&2; exit 1; }
 sync "$tmp" 2>/dev/null || sync
+timeout 20 "$tmp" version >/dev/null || { echo "it does not run on this host" >&2; exit 1; }
 mv -f "$tmp" "$3"
 sync "${3%/*}" 2>/dev/null || sync`
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -83,19 +84,25 @@ func daemonFile(t *testing.T, m elf.Machine, tail string) string {
 func TestSetup_DaemonIsInstalledOnlyIfItDiffers(t *testing.T) {
 	for _, root := range []bool{true, false} {
 		t.Run(fmt.Sprintf("root=%v", root), func(t *testing.T) {
-			r := newSetupRig(t, hostPrograms(root))
-			daemon := daemonFile(t, elf.EM_X86_64, "one")
-			// The file is no program, so its set-up fails; that it was put in place is what counts here.
-			if res, err := r.setup(t, daemon); err == nil || len(res.Changes) != 1 || !strings.HasPrefix(res.Changes[0], "installed") {
+			programs := hostPrograms(root)
+			programs["uname"] = "exec /bin/uname \"$@\""
+			r := newSetupRig(t, programs)
+			daemon := idleProgram(t, "one")
+			if res, err := r.setup(t, daemon); err != nil || len(res.Changes) != 1 || !strings.HasPrefix(res.Changes[0], "installed") {
 				t.Fatalf("first: %+v, %v", res, err)
 			}
 			sameFile(t, r.daemon, daemon)
 			if res, _ := r.setup(t, daemon); len(res.Changes) != 0 {
 				t.Fatalf("second: %+v, want no change", res)
 			}
-			other := daemonFile(t, elf.EM_X86_64, "two")
+			other := idleProgram(t, "two")
 			if res, _ := r.setup(t, other); len(res.Changes) != 1 || !strings.HasPrefix(res.Changes[0], "replaced") {
 				t.Fatalf("third: %+v, want it replaced", res)
+			}
+			sameFile(t, r.daemon, other)
+			broken := daemonFile(t, map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[runtime.GOARCH], "x")
+			if res, err := r.setup(t, broken); err == nil || len(res.Changes) != 0 || !strings.Contains(err.Error(), "does not run on this host") {
+				t.Fatalf("one that does not run: %+v, %v", res, err)
 			}
 			sameFile(t, r.daemon, other)
 			if left, _ := filepath.Glob(filepath.Join(filepath.Dir(r.daemon), ".*")); len(left) > 0 {
@@ -103,6 +110,16 @@ func TestSetup_DaemonIsInstalledOnlyIfItDiffers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// idleProgram does nothing, whatever it is asked.
+func idleProgram(t *testing.T, tail string) string {
+	t.Helper()
+	b, err := os.ReadFile("/bin/true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tempFile(t, append(b, tail...))
 }
 
 func sameFile(t *testing.T, got, want string) {
@@ -123,12 +140,8 @@ func sameFile(t *testing.T, got, want string) {
 	}
 }
 
-// The test binary is sent as the daemon; what it would be asked is answered by sudo.
+// What the daemon would be asked is answered by sudo.
 func TestSetup_TheHostsLinesAreTold(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	programs := hostPrograms(false)
 	programs["sudo"] = `shift 2
 case "$2" in setup) input=$(cat); case "$input" in
@@ -137,7 +150,7 @@ echo "hotdeployd: error: unexpected $input" >&2; exit 1;; esac
 exec "$@"`
 	programs["uname"] = "exec /bin/uname \"$@\""
 	r := newSetupRig(t, programs)
-	res, err := r.setup(t, self)
+	res, err := r.setup(t, idleProgram(t, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,6 +159,27 @@ exec "$@"`
 	}
 	if len(r.lines) != 3 || !strings.HasPrefix(r.lines[0], "sending the daemon") {
 		t.Errorf("lines %q", r.lines)
+	}
+}
+
+// What the host says decides about what the operator types next.
+func TestSetup_DaemonNotReplaced_SaysWhatNow(t *testing.T) {
+	for name, tt := range map[string]struct{ says, state, hint string }{
+		"too old": {"not replaced: it is too old\nrestart needed: it is too old", "takes over when the old one ends", "hotdeploy restart --daemon web-1"},
+		"broken":  {"put x back\nnot replaced: the new daemon: exit status 7", "is as it was", "repeat  hotdeploy setup web-1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			daemon := daemonFile(t, elf.EM_X86_64, "x")
+			programs := hostPrograms(true)
+			programs["sha256sum"] = "echo " + digestFile(t, daemon)
+			r := newSetupRig(t, programs)
+			remote.UseDaemonPath(t, program(t, "printf '%b\\n' '"+tt.says+"'; exit 1"))
+			_, err := r.setup(t, daemon)
+			f := remote.Explain("web-1", err)
+			if !errors.Is(err, remote.ErrNotReplaced) || !strings.Contains(f.State, tt.state) || !strings.Contains(f.Hint, tt.hint) {
+				t.Errorf("%v, state %q, hint %q", err, f.State, f.Hint)
+			}
+		})
 	}
 }
 

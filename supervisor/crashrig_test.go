@@ -37,6 +37,7 @@ type daemonSpec struct {
 	Cgroup     string
 	Failpoints string        // the file for failpoint.Arm
 	Within     time.Duration // that a successor has to prove itself; zero: ReplaceWithin
+	Footprint  string        // a socket where it tells what it takes
 }
 
 // beDaemon is that daemon.
@@ -60,6 +61,11 @@ func beDaemon() {
 	version := "test"
 	if b, err := os.ReadFile(filepath.Join(spec.Config.Root, "daemon-version")); err == nil {
 		version = string(b)
+	}
+	if spec.Footprint != "" {
+		if err := tellFootprint(spec.Footprint); err != nil {
+			log.Fatal(err)
+		}
 	}
 	socks, stored := systemd.Split(passed)
 	if flip.Follows() {

@@ -11,6 +11,8 @@
 //   - A unit file is only ever made from validated values, and only a unit
 //     that carries our marker is ever overwritten.
 //   - Set-up never restarts a running service: that would close connections.
+//     Its daemon is asked to make way for a newer one, and what is installed is
+//     what runs, also when it cannot.
 //
 // Read Notifier first, then NotifySocket (the same protocol from the other
 // side), then ServiceUnit, and Setup last.

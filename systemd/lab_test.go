@@ -101,7 +101,7 @@ func init() {
 		var answer setupAnswer
 		spec, err := DecodeSetupSpec(os.Stdin)
 		if err == nil {
-			answer.Report, err = Setup(context.Background(), spec)
+			answer.Report, err = Setup(context.Background(), spec, nil)
 		}
 		if err != nil {
 			answer.Error = err.Error()
@@ -235,7 +235,7 @@ func TestSetup_NeverRestartsButSaysThatItShould(t *testing.T) {
 	if !slices.Equal(report.Changes, []string{"updated /etc/systemd/system/chat.service"}) {
 		t.Errorf("changed unit: %+v", report)
 	}
-	unitChanged := "/etc/systemd/system/chat.service changed since it started"
+	unitChanged := "/etc/systemd/system/chat.service changed since it started: user, capabilities, limits and sandbox are still those before, the rest of it is in force"
 	if !slices.Equal(report.RestartNeeded, []string{unitChanged}) {
 		t.Errorf("changed unit: %+v", report)
 	}
@@ -243,7 +243,7 @@ func TestSetup_NeverRestartsButSaysThatItShould(t *testing.T) {
 		t.Errorf("systemd has read LimitNOFILE=%s", got)
 	}
 
-	h.run("cp -p " + daemonPath + " /opt/new && mv /opt/new " + daemonPath)
+	h.run("cp -p " + daemonPath + " /opt/new && echo >>/opt/new && mv /opt/new " + daemonPath)
 	report = h.mustSetup(spec)
 	if report.Changes != nil || !slices.Equal(report.RestartNeeded, []string{daemonPath + " was replaced since it started", unitChanged}) {
 		t.Errorf("another daemon: %+v", report)

@@ -31,7 +31,8 @@ type unitState struct {
 	Load   string // loaded, not-found, masked, error, …
 	Path   string
 	Active string
-	Reload bool // the file is newer than what systemd has read
+	Reload bool      // the file is newer than what systemd has read
+	since  time.Time // it became active
 }
 
 func (u unitState) exists() bool { return u.Load != "not-found" || u.Path != "" }
@@ -55,6 +56,8 @@ func (m *manager) state(ctx context.Context, name string) (unitState, error) {
 	u.Path, _ = props["FragmentPath"].(string)
 	u.Active, _ = props["ActiveState"].(string)
 	u.Reload, _ = props["NeedDaemonReload"].(bool)
+	usec, _ := props["ActiveEnterTimestamp"].(uint64)
+	u.since = time.UnixMicro(int64(usec))
 	return u, nil
 }
 
@@ -62,7 +65,8 @@ func (m *manager) state(ctx context.Context, name string) (unitState, error) {
 type running struct {
 	active  bool
 	mainPID uint32
-	since   time.Time
+	since   time.Time // when that process began
+	applied time.Time // when systemd applied the unit last, to this process or to one that made way for it
 }
 
 func (m *manager) running(ctx context.Context, name string) (running, error) {
@@ -78,6 +82,7 @@ func (m *manager) running(ctx context.Context, name string) (running, error) {
 	run.mainPID, _ = props["MainPID"].(uint32)
 	usec, _ := props["ExecMainStartTimestamp"].(uint64)
 	run.since = time.UnixMicro(int64(usec))
+	run.applied = state.since
 	return run, nil
 }
 

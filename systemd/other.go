@@ -44,7 +44,7 @@ func OpenJournalStream(identifier string, _ Priority) (*os.File, error) {
 }
 
 // Setup fails with ErrNoSystemd.
-func Setup(context.Context, SetupSpec) (Report, error) { return Report{}, ErrNoSystemd }
+func Setup(context.Context, SetupSpec, ReplaceFunc) (Report, error) { return Report{}, ErrNoSystemd }
 
 func journalStreamEnv(f *os.File) (string, error) {
 	return "", unsupported("look at " + f.Name())

@@ -1,6 +1,7 @@
 package systemd
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,10 +34,12 @@ type SetupSpec struct {
 type Report struct {
 	Changes []string `json:"changes"` // in the order in which they were made, one line each
 	Notes   []string `json:"notes,omitempty"`
-	// RestartNeeded says why the running service is not the one that is set up
-	// now. Setup never restarts it: that closes connections.
+	// RestartNeeded says what of it is not in force before the service is
+	// restarted. Setup never restarts it: that closes connections.
 	RestartNeeded []string `json:"restart_needed,omitempty"`
 	Running       bool     `json:"running"`
+	// NotReplaced says why the daemon that runs is still the one before.
+	NotReplaced string `json:"not_replaced,omitempty"`
 }
 
 // Lines is the report for an operator.
@@ -44,6 +47,9 @@ func (r Report) Lines() []string {
 	lines := append([]string(nil), r.Changes...)
 	if len(lines) == 0 {
 		lines = append(lines, "nothing to change")
+	}
+	if r.NotReplaced != "" {
+		lines = append(lines, "not replaced: "+r.NotReplaced)
 	}
 	for _, why := range r.RestartNeeded {
 		lines = append(lines, "restart needed: "+why)
@@ -61,7 +67,16 @@ var (
 	ErrNoSystemd = errors.New("this host is not run by systemd")
 	// ErrSetupBusy says that another set-up is under way on this host.
 	ErrSetupBusy = errors.New("another set-up is under way on this host")
+	// ErrNotReplaced says that the daemon that runs could not make way for the
+	// one that is set up now. Both it and the app run on.
+	ErrNotReplaced = errors.New("the running daemon was not replaced")
+	// ErrTooOld is for a ReplaceFunc: that daemon can never make way.
+	ErrTooOld = errors.New("it is too old to make way for another one")
 )
+
+// ReplaceFunc asks the daemon of a service, which runs, to make way for the one
+// that is installed, and returns when it has. With an error nothing has changed.
+type ReplaceFunc func(ctx context.Context) error
 
 // DecodeSetupSpec reads a spec as JSON. An unknown key is an error: it is
 // something that this version would leave undone.

@@ -21,11 +21,12 @@ const (
 // setup is one run of Setup. First everything is looked at and checked, then
 // things are changed: what is refused has changed nothing.
 type setup struct {
-	spec   SetupSpec // with defaults
-	named  named
-	units  []UnitFile
-	bus    *manager
-	report Report
+	spec    SetupSpec // with defaults
+	replace ReplaceFunc
+	named   named
+	units   []UnitFile
+	bus     *manager
+	report  Report
 
 	user     account
 	group    groupEntry
@@ -43,12 +44,14 @@ type named struct{ user, group bool }
 // host be as spec says, and enables and starts it where asked. It runs as
 // root. What is right already stays untouched, so it may be repeated, also
 // after a failure or a power cut in the middle; with an error the report says
-// what was changed until then. It never restarts a running service.
+// what was changed until then. It never restarts a running service; one whose
+// binary is not the one at DaemonPath is asked by replace to make way for it,
+// which the app does not notice. replace may be nil.
 //
 // ErrInvalidSpec, ErrForeign, ErrNoSystemd and ErrSetupBusy mean that nothing
-// was changed.
-func Setup(ctx context.Context, spec SetupSpec) (Report, error) {
-	s := &setup{spec: spec.WithDefaults(), named: named{user: spec.User != "", group: spec.Group != ""}}
+// was changed, ErrNotReplaced that only the daemon that runs was not.
+func Setup(ctx context.Context, spec SetupSpec, replace ReplaceFunc) (Report, error) {
+	s := &setup{spec: spec.WithDefaults(), replace: replace, named: named{user: spec.User != "", group: spec.Group != ""}}
 	err := s.run(ctx)
 	if err != nil {
 		err = fmt.Errorf("set up %s: %w", clip(printable(spec.Service), 40), err)
@@ -120,7 +123,7 @@ func (s *setup) check(ctx context.Context) error {
 
 func (s *setup) apply(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		s.makeAccounts, s.makeFolders, s.writeFiles, s.reload, s.enable, s.start, s.compareRunning, s.noteLeftovers,
+		s.makeAccounts, s.makeFolders, s.writeFiles, s.reload, s.enable, s.start, s.noteLeftovers, s.replaceRunning, s.compareRunning,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -217,33 +220,6 @@ func (s *setup) ensureConfigDir() error {
 		s.changed("created %s", configDir)
 	}
 	return err
-}
-
-// compareRunning finds out whether what runs is what was set up, also by an
-// earlier run of ours.
-func (s *setup) compareRunning(ctx context.Context) error {
-	run, err := s.bus.running(ctx, serviceUnitName(s.spec.UnitSpec))
-	if err != nil {
-		return err
-	}
-	s.report.Running = run.active
-	if !run.active || run.mainPID == 0 {
-		return nil
-	}
-	daemon, err := os.Stat(s.spec.DaemonPath)
-	if err != nil {
-		return err
-	}
-	exe, err := os.Stat(fmt.Sprintf("/proc/%d/exe", run.mainPID))
-	if err == nil && !os.SameFile(exe, daemon) { // nobody can write into a program that runs
-		s.restartNeeded("%s was replaced since it started", s.spec.DaemonPath)
-	}
-	for _, path := range []string{s.spec.ConfigPath, filepath.Join(unitDir, serviceUnitName(s.spec.UnitSpec))} {
-		if info, err := os.Stat(path); err == nil && info.ModTime().After(run.since) {
-			s.restartNeeded("%s changed since it started", path)
-		}
-	}
-	return nil
 }
 
 // noteLeftovers: socket units of an earlier set-up stay until someone removes

@@ -81,6 +81,7 @@ func serviceGroups(spec UnitSpec) []group {
 		{"RestartSec", "500ms"},
 		{"TimeoutStopSec", seconds(spec.StopTimeout)},
 		{"WatchdogSec", seconds(spec.Watchdog)},
+		{"TimeoutAbortSec", "10s"}, // one that hangs so much that it cannot even die
 	}
 	for _, sock := range spec.Sockets {
 		life = append(life, option{"Sockets", socketUnitName(spec, sock)})

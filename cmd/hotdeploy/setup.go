@@ -18,7 +18,8 @@ func (a *app) setupCommand() *cobra.Command {
 		Short: "Install the daemon on a host: binary, user, folders, unit",
 		Long: `Setup makes a host ready for the project's service: it installs the daemon for the host's architecture, a user, folders and a systemd unit, and
 starts it. It logs in as root, or as a user who may use sudo without a password; that user may push, and read the journal, afterwards. Repeating it changes
-only what differs, and it never restarts a running daemon. A listener on a port below 1024 gives the service the capability to bind it.` + exitCodes,
+only what differs. It never restarts the service: a running daemon makes way for a newer one, or an older, which the app and its connections do not notice; one
+that cannot goes on, and the error tells why. Setup says what of a changed unit counts only from the next restart on. A listener on a port below 1024 gives the service the capability to bind it.` + exitCodes,
 		Example: `  hotdeploy setup root@web-1
   hotdeploy setup root@web-1 --deploy-user ann     # ann may push; with --read-journal also see the app's lines
   hotdeploy setup web-1 --socket-activation        # systemd binds the sockets`,
@@ -75,7 +76,7 @@ func (h *host) setup(ctx context.Context, spec systemd.SetupSpec, daemon string)
 		return f
 	}
 	if len(res.Restart) > 0 {
-		h.tell("set up; the running daemon is the old one until  hotdeploy restart --daemon %s  (that closes connections)", h.name)
+		h.tell("set up; what needs a restart waits for  hotdeploy restart --daemon %s  (that closes connections)", h.name)
 		return nil
 	}
 	h.tell("set up (%s)", res.Platform)

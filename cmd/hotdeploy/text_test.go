@@ -143,8 +143,8 @@ func TestAge_IsTheTwoLargestUnits(t *testing.T) {
 func TestNamesOfFilesDrawNothingOnTheTerminal(t *testing.T) {
 	for text, want := range map[string]string{
 		"café 日本, two\n\tlines": "café 日本, two\n\tlines",
-		"a\x1b[2J\r\x00b":        `a\x1b[2J\r\x00b`,
-		"\xff, \u202e, \u009b":   `\xff, \u202e, \u009b`,
+		"a\x1b[2J\r\x00b":       `a\x1b[2J\r\x00b`,
+		"\xff, \u202e, \u009b":  `\xff, \u202e, \u009b`,
 	} {
 		if got := visible(text); got != want {
 			t.Errorf("%q is shown as %q, want %q", text, got, want)

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/systemd"
 )
 
@@ -13,7 +16,7 @@ func setupCommand() *cobra.Command {
 		Use:   "setup",
 		Short: "Make user, folders and unit of a service, as root",
 		Long: `Setup reads what is wanted as JSON on standard input, changes what differs and says what, a line each. It never restarts a
-running service. It is what hotdeploy setup runs on the host.
+running service, but lets its daemon make way for this one, which the app does not notice. It is what hotdeploy setup runs on the host.
 
 Exit status: 0 done, or nothing to change; 1 if something could not be done.`,
 		Example: "  hotdeploy setup root@web-1",
@@ -23,8 +26,8 @@ Exit status: 0 done, or nothing to change; 1 if something could not be done.`,
 			if err != nil {
 				return err
 			}
-			report, err := systemd.Setup(cmd.Context(), spec)
-			if err != nil && len(report.Changes) == 0 {
+			report, err := systemd.Setup(cmd.Context(), spec, func(ctx context.Context) error { return makeWay(ctx, spec.WithDefaults().ConfigPath) })
+			if err != nil && len(report.Changes) == 0 && report.NotReplaced == "" {
 				return err
 			}
 			for _, line := range report.Lines() {
@@ -33,4 +36,17 @@ Exit status: 0 done, or nothing to change; 1 if something could not be done.`,
 			return err
 		},
 	}
+}
+
+// makeWay lets the daemon of that configuration make way for the one that is installed.
+func makeWay(ctx context.Context, configPath string) error {
+	cfg, err := loadConfig(configPath, "")
+	if err != nil {
+		return err
+	}
+	err = replaceDaemon(ctx, cfg.RunDir)
+	if errors.Is(err, api.ErrNotFound) {
+		return systemd.ErrTooOld
+	}
+	return err
 }

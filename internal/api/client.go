@@ -174,11 +174,12 @@ func (c *Client) Stop(ctx context.Context, r StopRequest) (Status, error) {
 	return askAt[Status](ctx, c, http.MethodPost, prefix()+"/stop", r)
 }
 
-// Replace lets the daemon make way for the binary that is installed now, while everything runs on. With an error nothing has changed.
+// Replace lets the daemon make way for the binary that is installed now, while everything runs on. With an error nothing has changed. The one that
+// asks is newer or older than the daemon, so the path has no version, and stays. [ErrNotFound]: the daemon is too old to be asked this.
 func (c *Client) Replace(ctx context.Context, by string) (Status, error) {
 	ctx, stop := c.attend(ctx)
 	defer stop()
-	return askAt[Status](ctx, c, http.MethodPost, prefix()+"/daemon/replace", StopRequest{By: by})
+	return askAt[Status](ctx, c, http.MethodPost, "/daemon/replace", StopRequest{By: by})
 }
 
 // Retire ends one draining generation: its connections are closed over the time that its release asks for, or all at once.

@@ -201,3 +201,26 @@ func FuzzBundle(f *testing.F) {
 		}
 	})
 }
+
+func TestNearest_HasMostInCommon(t *testing.T) {
+	text := strings.Repeat("a large part of it ", 100)
+	next := tree{"a": text, "b": "new", "c": "as it was"}.source().Manifest
+	same := tree{"elsewhere": text, "c": "as it was"}.source().Manifest
+	like := tree{"a": text + "with an end", "c": "other"}.source().Manifest
+	none := tree{"x": "nothing of that"}.source().Manifest
+	for name, c := range map[string]struct {
+		bases []*release.Manifest
+		want  int
+	}{
+		"no base":                           {nil, -1},
+		"unknown ones":                      {[]*release.Manifest{nil, nil}, -1},
+		"nothing in common":                 {[]*release.Manifest{none}, -1},
+		"contents, wherever they are":       {[]*release.Manifest{none, like, nil, same}, 3},
+		"a file of the same path":           {[]*release.Manifest{none, like}, 1},
+		"the first of those that are alike": {[]*release.Manifest{same, same}, 0},
+	} {
+		if got := bundle.Nearest(next, c.bases); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+}

@@ -45,7 +45,22 @@ func Apply(ctx context.Context, w io.Writer, old, delta *io.SectionReader, limit
 	if err == nil && !ended {
 		err = malformed("something follows it")
 	}
+	if err == nil {
+		err = a.nothingLeft()
+	}
 	return err
+}
+
+// nothingLeft refuses literals that nobody asked for.
+func (a *applier) nothingLeft() error {
+	n, err := a.zstd.Read(a.is[:1])
+	switch {
+	case n > 0:
+		return malformed("it has more literals than it uses")
+	case err != io.EOF:
+		return malformed("its literals: %w", noEOF(err))
+	}
+	return nil
 }
 
 // applier makes one file.

@@ -5,6 +5,8 @@ package delta_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -49,7 +51,21 @@ func child(do string, files []string) error {
 	if do == "make" {
 		return delta.Make(context.Background(), out, in[0], in[1])
 	}
-	return delta.Apply(context.Background(), out, in[0], in[1], 1<<40)
+	limit := int64(1 << 40)
+	if do == "refuse" {
+		limit = 16 << 20
+	}
+	err = delta.Apply(context.Background(), out, in[0], in[1], limit)
+	if do != "refuse" {
+		return err
+	}
+	if !errors.Is(err, delta.ErrMalformed) && !errors.Is(err, delta.ErrTooLarge) {
+		return fmt.Errorf("not refused: %w", err)
+	}
+	if fi, err := out.Stat(); err != nil || fi.Size() > limit {
+		return fmt.Errorf("%d bytes came out of it, %w", fi.Size(), err)
+	}
+	return nil
 }
 
 // peak is the most memory that this process ever had, in kB. (What the kernel tells a parent counts the parent's own too.)
@@ -127,6 +143,23 @@ func TestLargeFiles_BoundedMemory(t *testing.T) {
 	}
 	if making > 400 || applying > 64 {
 		t.Errorf("making took %d MiB, applying %d MiB", making, applying)
+	}
+}
+
+// A hostile delta is refused, and until it is it takes no more than a good one.
+func TestHostileDeltas_AreRefusedInLittleMemory(t *testing.T) {
+	dir := t.TempDir()
+	old, d := filepath.Join(dir, "old"), filepath.Join(dir, "delta")
+	size := writeLarge(t, old, nil, 1)
+	for name, raw := range delta.Hostile(size) {
+		if err := os.WriteFile(d, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if took := run(t, "refuse", old, d, filepath.Join(dir, "out")); took > 64 {
+			t.Errorf("%s took %d MiB", name, took)
+		} else {
+			t.Logf("%s (%d bytes): %d MiB", name, len(raw), took)
+		}
 	}
 }
 

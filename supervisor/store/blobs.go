@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 
 	"github.com/hotdeploy/hotdeploy/internal/release"
 )
@@ -22,8 +23,8 @@ type blob struct {
 
 // source is a file of a complete release.
 type source struct {
-	name string // under the root
-	mode fs.FileMode
+	name string      // under the root
+	mode fs.FileMode // zero: nobody has looked
 }
 
 // blobs lists the contents that m needs, in the order of its files, each once.
@@ -59,11 +60,11 @@ func (s *Store) blobs(ctx context.Context, m *release.Manifest) ([]*blob, error)
 // findSources notes what release v has of the wanted contents. One manifest at a time is in memory. A release that cannot
 // be read is none to take from; [Store.List] tells of it.
 func (s *Store) findSources(wanted map[string]*blob, v string) {
-	_, raw, err := s.readManifest(v)
+	digest, raw, err := s.readManifest(v)
 	if err != nil {
 		return
 	}
-	m, err := release.Decode(raw)
+	m, err := s.decoded.decode(digest, raw)
 	if err != nil {
 		return
 	}
@@ -74,6 +75,10 @@ func (s *Store) findSources(wanted map[string]*blob, v string) {
 			continue
 		}
 		name := path.Join(releasesDir, v, release.FilesDir, f.Path)
+		if b.linkable() {
+			b.sources = append(b.sources, source{name: name}) // only if the first one is damaged it is looked at
+			continue
+		}
 		fi, err := s.root.Lstat(name)
 		if err == nil && fi.Mode().IsRegular() && fi.Size() == b.size && !s.isRotten(name) {
 			b.sources = append(b.sources, source{name, fi.Mode().Perm()})
@@ -94,6 +99,11 @@ func (s *Store) setRotten(name string) {
 	s.rotten[name] = true
 	s.mu.Unlock()
 	s.warn("%s is not what its manifest says", release.Shown(s.path(name)))
+}
+
+// linkable tells whether a source is known that needs no copy, at least for one of the files.
+func (b *blob) linkable() bool {
+	return slices.ContainsFunc(b.sources, func(src source) bool { return src.mode == finalMode(b.files[0]) })
 }
 
 // finalMode is a file's mode once its release is complete: nobody writes to it.

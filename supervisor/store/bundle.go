@@ -17,6 +17,9 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/spool"
 )
 
+// errCut is a bundle that has not arrived as a whole.
+var errCut = errors.New("the rest has not arrived")
+
 // A bundle lies beside parts/, where nobody but this process writes.
 const bundlePrefix = "bundle-"
 
@@ -87,10 +90,12 @@ func (s *Store) receive(ctx context.Context, u *upload, dir *os.Root, name strin
 	arriving := spool.New(f, offset)
 	e := s.beginEarly(ctx, u, arriving)
 	most := maxBundle(u.manifest)
-	n, err := io.CopyBuffer(roomy{s.newRoom(), arriving}, io.LimitReader(r, most-offset+1), make([]byte, 64<<10))
+	n, err := io.CopyBuffer(useful{e, roomy{s.newRoom(), arriving}}, io.LimitReader(r, most-offset+1), make([]byte, 64<<10))
 	switch {
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
+	case errors.Is(err, api.ErrBundle):
+		dir.Remove(name)
 	case err != nil:
 		err = fmt.Errorf("receive a bundle: %w", err)
 	case offset+n > most:
@@ -100,8 +105,17 @@ func (s *Store) receive(ctx context.Context, u *upload, dir *os.Root, name strin
 		err = f.Truncate(offset + n) // of one that was longer
 	}
 	step("received")
-	arriving.End(err)
-	return e.finish(ctx, err == nil), err
+	if err != nil {
+		arriving.End(errors.Join(errCut, err))
+	} else {
+		arriving.End(nil)
+	}
+	built = e.finish(ctx, err == nil)
+	if refused := e.refused(); err == nil && refused != nil {
+		dir.Remove(name)
+		err = refused
+	}
+	return built, err
 }
 
 // dropBundles removes all bundles of an upload but one.
@@ -179,26 +193,38 @@ func (s *Store) rebuild(ctx context.Context, digest string, r *io.SectionReader)
 	defer u.close()
 	p := s.newParts(u.parts)
 	defer p.drop()
-	b, base, err := s.apply(ctx, r, u.manifest, p)
-	switch {
-	case err == nil:
-		return p.commit()
-	case errors.Is(err, errWrong), errors.Is(err, bundle.ErrMalformed), errors.Is(err, delta.ErrMalformed), errors.Is(err, delta.ErrTooLarge):
-		s.findRotten(ctx, b, base)
-		return refuse(api.ErrBundle, "push again", "the release could not be made of what was sent: %v", err)
+	if err := s.apply(ctx, r, u.manifest, p); err != nil {
+		return err
+	}
+	return p.commit()
+}
+
+// apply makes of a bundle what is in it. One that cannot be any good is [api.ErrBundle].
+func (s *Store) apply(ctx context.Context, r *io.SectionReader, m *release.Manifest, p *parts) error {
+	b, err := bundle.Open(r, r.Size())
+	if err != nil {
+		return notGood(err)
+	}
+	base, err := s.baseOf(b)
+	if err != nil {
+		return err
+	}
+	if err = notGood(b.Apply(ctx, base, m, p.keep)); errors.Is(err, api.ErrBundle) {
+		if name := s.findRotten(ctx, b, base); name != "" {
+			return refuse(api.ErrBundle, "push again", "%s of release %s, which it is based on, is damaged on this host", release.Shown(name), base.Manifest.Version)
+		}
 	}
 	return err
 }
 
-// apply makes of a bundle what is in it. The bundle and its base are there as far as it came.
-func (s *Store) apply(ctx context.Context, r *io.SectionReader, m *release.Manifest, p *parts) (b *bundle.Bundle, base bundle.Source, err error) {
-	if b, err = bundle.Open(r, r.Size()); err != nil {
-		return nil, base, err
+// notGood tells what is wrong with a bundle or its base from what went wrong here, or with its arriving.
+func notGood(err error) error {
+	for _, bad := range []error{errWrong, bundle.ErrMalformed, delta.ErrMalformed, delta.ErrTooLarge} {
+		if errors.Is(err, bad) && !errors.Is(err, errCut) {
+			return refuse(api.ErrBundle, "push again", "the release could not be made of what was sent: %v", err)
+		}
 	}
-	if base, err = s.baseOf(b); err != nil {
-		return b, base, err
-	}
-	return b, base, b.Apply(ctx, base, m, p.keep)
+	return err
 }
 
 // baseOf is the release that a bundle is based on. One that is gone or has other files now is [api.ErrBundle].
@@ -233,14 +259,14 @@ func (s *Store) baseOf(b *bundle.Bundle) (bundle.Source, error) {
 	}}, nil
 }
 
-// findRotten notes which files of a base are not what its manifest says, after something went wrong.
-func (s *Store) findRotten(ctx context.Context, b *bundle.Bundle, base bundle.Source) {
-	if b == nil || base.Manifest == nil {
-		return
+// findRotten notes which files of a base are not what its manifest says, after something went wrong, and returns one of them.
+func (s *Store) findRotten(ctx context.Context, b *bundle.Bundle, base bundle.Source) (found string) {
+	if base.Manifest == nil {
+		return ""
 	}
 	numbers, err := b.From.List(len(base.Manifest.Files))
 	if err != nil {
-		return
+		return ""
 	}
 	version := base.Manifest.Version
 	for _, n := range numbers {
@@ -249,11 +275,14 @@ func (s *Store) findRotten(ctx context.Context, b *bundle.Bundle, base bundle.So
 		h, _, err := openRegular(s.root, name)
 		if err != nil {
 			s.setRotten(name)
+			found = f.Path
 			continue
 		}
 		if ok, err := hasContent(ctx, h, f.Size, f.SHA256); err == nil && !ok {
 			s.setRotten(name)
+			found = f.Path
 		}
 		h.Close()
 	}
+	return found
 }

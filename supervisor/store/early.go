@@ -3,17 +3,19 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 
+	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/spool"
 )
 
-// Rebuilding begins while the bundle arrives, so that little is left to do at its end. It is only tried: whatever goes wrong, Rebuild does
-// it again when all is there, and explains. One bundle is rebuilt at a time, for the sake of memory; Rebuild need not wait for one that
+// Rebuilding begins while the bundle arrives, so that little is left to do at its end, and what is of no use is noticed before all of
+// it has arrived. Whatever else goes wrong, Rebuild does it again when all is there, and explains. One bundle is rebuilt at a time, for the sake of memory; Rebuild need not wait for one that
 // may never arrive.
 
-var errGivesWay = errors.New("another bundle has arrived")
+var errGivesWay = fmt.Errorf("%w: another bundle has", errCut)
 
 // early is one rebuilding that goes on while its bundle arrives; nil: there is none.
 type early struct {
@@ -38,11 +40,38 @@ func (s *Store) beginEarly(ctx context.Context, u *upload, arriving *spool.Spool
 		defer s.rebuilding.give()
 		defer s.setEarly(nil)
 		e.err = gently(func() error {
-			_, _, err := s.apply(ctx, io.NewSectionReader(arriving.ReaderAt(ctx), 0, math.MaxInt64/4), u.manifest, e.parts)
-			return err
+			return s.apply(ctx, io.NewSectionReader(arriving.ReaderAt(ctx), 0, math.MaxInt64/4), u.manifest, e.parts)
 		})
 	}()
 	return e
+}
+
+// refused tells why what has arrived so far is of no use; nil: as far as is known it is.
+func (e *early) refused() error {
+	if e == nil {
+		return nil
+	}
+	select {
+	case <-e.done:
+		if errors.Is(e.err, api.ErrBundle) {
+			return e.err
+		}
+	default:
+	}
+	return nil
+}
+
+// useful is a writer that ends when what it gets is of no use.
+type useful struct {
+	e *early
+	w io.Writer
+}
+
+func (u useful) Write(b []byte) (int, error) {
+	if err := u.e.refused(); err != nil {
+		return 0, err
+	}
+	return u.w.Write(b)
 }
 
 // finish waits for the end if the bundle has arrived, and tells whether all parts are there.
@@ -51,10 +80,10 @@ func (e *early) finish(ctx context.Context, arrived bool) (built bool) {
 		return false
 	}
 	if !arrived {
-		e.stop(nil)
+		e.stop(errCut)
 	}
 	<-e.done // it ends with ctx
-	e.stop(nil)
+	e.stop(errCut)
 	defer e.parts.drop()
 	if !arrived || e.err != nil || e.store.building.take(ctx) != nil {
 		return false

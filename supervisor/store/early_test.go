@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -131,6 +132,53 @@ func TestRebuild_DoesNotWaitForABundleThatIsStillArriving(t *testing.T) {
 	}
 	whole(t, s, "1")
 	whole(t, s, "2")
+}
+
+// When the base is not what it was said to be, that is noticed when the first content is wrong, not when all has arrived.
+func TestReceive_BaseIsDamaged_RefusedBeforeAllHasArrived(t *testing.T) {
+	s := open(t, t.TempDir())
+	old, next := app{version: "1", files: map[string]string{}}, app{version: "2", files: map[string]string{}}
+	for i := range 3 {
+		text := string(noise(byte(i), 1<<20))
+		old.files[fmt.Sprint("file", i)], next.files[fmt.Sprint("file", i)] = text, text[:1000]+"changed"+text[1000:]
+	}
+	next.files["last"] = string(noise(9, 8<<20))
+	push(t, s, old)
+	digest, id, b := bundled(t, s, next, &old)
+	name := filepath.Join(s.Dir(), "releases", "1", "files", "file0")
+	if err := os.Chmod(name, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	write(t, name, strings.Replace(old.files["file0"], old.files["file0"][500_000:500_010], "0123456789", 1))
+	sent := 0
+	err := s.Receive(t.Context(), digest, id, 0, readerFunc(func(p []byte) (int, error) {
+		if sent < len(b)-1 {
+			n := copy(p, b[sent:min(len(b)-1, sent+len(p))])
+			sent += n
+			return n, nil
+		}
+		for deadline := time.Now().Add(time.Minute); s.rebuildsEarly() && time.Now().Before(deadline); {
+			runtime.Gosched()
+		}
+		runtime.Gosched()
+		p[0] = 0 // and so on until somebody has had enough
+		return 1, nil
+	}))
+	if !errors.Is(err, api.ErrBundle) {
+		t.Fatalf("got %v", err)
+	}
+	if !s.isRotten("releases/1/files/file0") {
+		t.Error("the damaged file is believed as before")
+	}
+	if n := partsThere(t, s, digest); n != 0 {
+		t.Errorf("%d parts are left", n)
+	}
+}
+
+func (s *Store) rebuildsEarly() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.early != nil
 }
 
 type readerFunc func([]byte) (int, error)

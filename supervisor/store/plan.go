@@ -126,7 +126,7 @@ func (s *Store) planBundle(plan *api.UploadPlan, m *release.Manifest) error {
 
 // decode reads a manifest from outside and checks that it is for this service.
 func (s *Store) decode(raw []byte) (*release.Manifest, error) {
-	m, err := release.Decode(raw)
+	m, err := s.decoded.decode(release.Digest(raw), raw)
 	if err != nil {
 		return nil, refuse(api.ErrManifest, "", "%v", err)
 	}

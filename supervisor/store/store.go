@@ -38,6 +38,8 @@ type Store struct {
 	completing string          // digest of the upload that is in use by Complete
 	early      *early          // that has rebuilding; nil: none
 
+	decoded decoded // the manifests that a push asks for again and again
+
 	history sync.Mutex // held over one append, so that lines do not mix
 }
 
@@ -124,7 +126,7 @@ func Lock(path string) (*os.File, error) {
 // takeLock leaves the lock to the end of the process: the kernel drops it however that comes about.
 func (s *Store) takeLock() error {
 	if s.lock != nil {
-		return nil
+		return s.checkLock()
 	}
 	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -145,6 +147,18 @@ func (s *Store) takeLock() error {
 	}
 	if _, err := fmt.Fprintf(f, "%d\n", os.Getpid()); err != nil {
 		return fmt.Errorf("write %s: %w", s.path(lockFile), err)
+	}
+	return nil
+}
+
+// checkLock is for a lock that was inherited: it must be that of this folder.
+func (s *Store) checkLock() error {
+	held, err := s.lock.Stat()
+	if err != nil {
+		return err
+	}
+	if is, err := s.root.Stat(lockFile); err != nil || !os.SameFile(held, is) {
+		return errors.Join(fmt.Errorf("the daemon before this one works in another folder than %s; only a restart changes that", s.dir), err)
 	}
 	return nil
 }

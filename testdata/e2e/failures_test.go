@@ -142,6 +142,60 @@ func TestPush_NoRoomOnTheDisk_IsToldBeforeTheUpload(t *testing.T) {
 	}
 }
 
+// A disk that is full, from the beginning or just when the release is to be committed, and one that is read-only: the old release serves, the error names the
+// cause, and when that is gone the same command works.
+func TestPush_DiskFullOrReadOnly_ThenNotAnyMore(t *testing.T) {
+	p := newProject(t)
+	must(t, other().LimitDisk(t.Context(), "/srv/"+p.service, "96m"))
+	s := p.on(other())
+	s.setup()
+	s.push("1").want(0)
+	const fill, free = "head -c 200m /dev/zero >/srv/NAME/fill 2>/dev/null; df --output=avail /srv/NAME | tail -1", "rm -f /srv/NAME/fill"
+	inDaemon := func(cmd string) { s.run("nsenter -t " + s.daemonPID() + " -m sh -c '" + cmd + "'") }
+	for i, tt := range []struct {
+		name     string
+		at       string // the phase at which it happens, or empty: before the push
+		from, to func()
+		status   int
+		words    string
+	}{
+		{"full", "", func() { s.run(fill) }, func() { s.run(free) }, 3, "no room"},
+		{"full at the commit", "soak", func() { s.run(fill) }, func() { s.run(free) }, 4, "no space left"},
+		{"read-only", "", func() {
+			inDaemon("mount --bind /srv/NAME/state /srv/NAME/state && mount -o remount,bind,ro /srv/NAME/state")
+		},
+			func() { inDaemon("umount /srv/NAME/state") }, 3, "read-only"},
+		{"read-only at the commit", "soak", func() {
+			inDaemon("mount --bind /srv/NAME/state /srv/NAME/state && mount -o remount,bind,ro /srv/NAME/state")
+		},
+			func() { inDaemon("umount /srv/NAME/state") }, 4, "read-only"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := s.under(t)
+			version := fmt.Sprint(i + 2)
+			s.app(version)
+			before := s.consistent()
+			var c *command
+			if tt.at == "" {
+				tt.from()
+				c = s.startPush(version)
+			} else {
+				m := s.at(tt.at)
+				c = s.startPush(version, soak("1s"))
+				must(t, m.wait())
+				tt.from()
+			}
+			c.want(tt.status).wantText(tt.words, "state:", before).oneScreen()
+			t.Logf("%s", c)
+			s.serves(before)
+			tt.to()
+			s.consistent()
+			s.push(version, soak("1s")).want(0)
+			s.serves(version)
+		})
+	}
+}
+
 // A file that is damaged on its way is sent again, once; if it comes damaged again the push fails.
 func TestPush_DamagedOnTheWay(t *testing.T) {
 	s := newService(t, common())

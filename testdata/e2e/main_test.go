@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -25,6 +26,9 @@ var (
 func common() *lab.Machine { return world.Machine(1) } // stays up
 func other() *lab.Machine  { return world.Machine(2) } // is rebooted and crashed
 func bare() *lab.Machine   { return world.Machine(3) } // nothing of ours is on it, until TestSetup
+
+// soaking makes tests that can be longer as long as they are meant to be: make soak.
+var soaking = flag.Bool("soak", false, "the long form of the tests that have one")
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 

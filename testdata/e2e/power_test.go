@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/remote"
+	"github.com/hotdeploy/hotdeploy/testdata/apps"
 )
 
 func (s *service) crash() {
@@ -32,6 +34,7 @@ func TestReboot_CommittedReleaseServes(t *testing.T) {
 	s := newService(t, other())
 	s.push("1").want(0)
 	s.push("2").want(0)
+	s.run("kill -STOP " + s.daemonPID()) // which must not hold the machine up
 	began := time.Now()
 	must(t, s.vm.Reboot(t.Context()))
 	until(t, "it serves after the reboot", func() bool { _, _, err := s.get("/version"); return err == nil })
@@ -101,51 +104,121 @@ func TestPowerCut_DuringUpload(t *testing.T) {
 	}
 }
 
-// The plug is pulled at the beginning of each phase, and at several moments around the commit.
+// pausing is a daemon that stops for ever at the step that the file pause-at of its service names, and says so by that file's name.
+func (s *service) pausing(version string) string {
+	s.t.Helper()
+	const step = `var step = func(name string) {}`
+	pause := s.named(`var step = Pause
+
+func Pause(name string) {
+	const at = "/srv/NAME/shared/pause-at"
+	if b, _ := os.ReadFile(at); string(b) == name && os.Rename(at, "/srv/NAME/shared/paused") == nil {
+		select {}
+	}
+}`)
+	return variant(s.t, "cmd/hotdeployd", edit{"supervisor/store/files.go", step, pause},
+		edit{"supervisor/supervisor.go", "	if s.opt.At != nil {\n		s.opt.At(step)\n	}\n", "	store.Pause(step)\n"},
+		edit{"internal/version/version.go", `number = ""`, `number = "` + version + `"`})
+}
+
+// arm lets the daemon stop at a step, and pauses waits until it has.
+func (s *service) arm(step string) {
+	s.run("rm -f /srv/NAME/shared/paused; printf '%s' '" + step + "' >/srv/NAME/shared/pause-at.new && mv /srv/NAME/shared/pause-at.new /srv/NAME/shared/pause-at")
+}
+
+func (s *service) pauses(step string) {
+	s.t.Helper()
+	until(s.t, "the daemon is at the step "+step, func() bool { return s.run("ls /srv/NAME/shared") == "paused" })
+}
+
+// Steps where something changes: of the rebuilding of a release out of a difference, and of an upgrade. Without -soak some of them are tried.
+var powerSteps = []struct {
+	step string
+	soak bool
+}{
+	{"placed", true}, {"publish", false}, {"published", false}, {"synced", true},
+	{"verify", true}, {"start", true}, {"started", false}, {"born", true}, {"recorded", true}, {"ready", false},
+	{"handoff", false}, {"handed over", true}, {"soak", false}, {"soaked", true}, {"commit", false}, {"committed", false}, {"promoted", true}, {"pointed", false},
+	{"drain", true}, {"conclude", true}, {"in history", false}, {"remembered", true}, {"prune", false},
+}
+
+// The plug is pulled exactly at a step.
 func TestPowerCut_DuringUpgrade(t *testing.T) {
-	s := newService(t, other())
+	p := newProject(t)
+	p.place(apps.Build(t, "wslive", "", ""), "bin/wslive")
+	p.base.Command, p.base.More = `["bin/wslive"]`, "[releases]\nkeep = 2\n"
+	s := p.on(other())
+	s.setup("--daemon", s.pausing("1.0"))
 	s.push("1").want(0)
-	const soaking = 600 * time.Millisecond
-	for i, cut := range []struct {
-		phase string
-		after time.Duration
-	}{
-		{api.PhaseVerify, 0}, {api.PhaseStart, 0}, {api.PhaseReady, 0}, {api.PhaseSoak, 0},
-		{api.PhaseSoak, soaking - 60*time.Millisecond}, {api.PhaseSoak, soaking - 30*time.Millisecond},
-		{api.PhaseSoak, soaking - 15*time.Millisecond}, {api.PhaseCommit, 0}, {api.PhaseCommit, 20 * time.Millisecond},
-	} {
+	for i, cut := range powerSteps {
+		if cut.soak && !*soaking {
+			continue
+		}
 		version := fmt.Sprint(i + 2)
-		t.Run(fmt.Sprintf("%s+%s", cut.phase, cut.after), func(t *testing.T) {
-			s.under(t).cutPower(version, cut.phase, cut.after, soaking)
+		t.Run(strings.ReplaceAll(cut.step, " ", "_"), func(t *testing.T) {
+			s := s.under(t)
+			s.file("bin/data", []byte(version))
+			before := s.consistent()
+			s.arm(cut.step)
+			c := s.startPush(version)
+			s.pauses(cut.step)
+			s.powerCut()
+			c.within(patience)
+			now := s.consistent()
+			if last := s.quiet(); now != before && now != version || last != nil && last.To.Version == version && (last.Outcome == api.Done) != (now == version) {
+				t.Errorf("release %s serves; it was %s, and %s was pushed; the daemon says of the last upgrade %+v", now, before, version, last)
+			}
+			s.truthful(c, before, version)
+			s.hotdeploy("status", s.host).want(0).wantText("serving " + now)
+			t.Logf("cut at %s: %s serves, it was %s, and the push of %s ended with %d", cut.step, now, before, version, c.status())
+			if now != version {
+				s.push(version).want(0)
+			}
 		})
 	}
 }
 
-func (s *service) cutPower(version, phase string, after, soaking time.Duration) {
+// powerCut cuts the power, boots, and looks for what is half there.
+func (s *service) powerCut() {
 	s.t.Helper()
-	s.file("bin/data", []byte(version))
-	before := s.consistent()
-	m := s.at(phase)
-	c := s.startPush(version, soak(soaking.String()), env(`WSECHO_SLOW_START = "150ms"`))
-	if err := m.wait(); err != nil {
-		s.t.Errorf("waiting for %s: %v", phase, err)
-	}
-	<-time.After(after) // where in the phase: the one thing that nobody tells
 	s.crash()
 	s.boot()
-	c.within(patience)
-
-	now := s.consistent()
-	last := s.quiet()
-	switch {
-	case now != before && now != version:
-		s.t.Errorf("release %s serves; it was %s, and %s was pushed", now, before, version)
-	case last == nil || last.To.Version != version || (last.Outcome == api.Done) != (now == version):
-		s.t.Errorf("release %s serves, and the daemon says of the last upgrade %+v", now, last)
+	s.quiet()
+	if left := s.run("cd /srv/NAME; ls -1dA .[!.]* state/.[!.]* releases/.[!.]* 2>/dev/null; true"); left != "" {
+		s.t.Errorf("half there after the boot: %s", left)
 	}
-	s.truthful(c, before, version)
-	s.hotdeploy("status", s.host).want(0).wantText("serving " + now)
-	s.t.Logf("cut %s after the beginning of %s: %s serves, the push said %d", after, phase, now, c.status())
+}
+
+func TestPowerCut_WhileTheDaemonIsReplaced(t *testing.T) {
+	s := newProject(t).on(other())
+	daemons := []string{s.pausing("1.0"), s.pausing("2.0")}
+	s.setup("--daemon", daemons[0])
+	s.push("1").want(0)
+	for i, step := range []string{"replace", "proved", "main pid", "gone"} {
+		t.Run(strings.ReplaceAll(step, " ", "_"), func(t *testing.T) {
+			s := s.under(t)
+			daemon, version := daemons[(i+1)%2], fmt.Sprintf("%d.0", (i+1)%2+1)
+			s.arm(step)
+			c := s.start("setup", s.host, "--daemon", daemon)
+			s.pauses(step)
+			s.powerCut()
+			if st := c.within(patience).status(); st != 3 && st != 5 {
+				t.Errorf("the setup that lost its host ended with %d, want 3 or 5", st)
+			}
+			if got := s.consistent(); got != "1" {
+				t.Errorf("release %s serves, want 1", got)
+			}
+			again := s.hotdeploy("setup", s.host, "--daemon", daemon).want(0).wantText("nothing to change")
+			if st := s.status(); st.Daemon.Version != version {
+				t.Errorf("the daemon is %s, want %s\n%s", st.Daemon.Version, version, again)
+			}
+		})
+	}
+	if left := s.run("ls -A /usr/local/bin | grep -v ^hotdeployd$; true"); left != "" {
+		t.Logf("beside the daemon: %s", left)
+	}
+	s.app("two")
+	s.push("2").want(0)
 }
 
 // truthful fails the test if what an ended push claimed is not so.
