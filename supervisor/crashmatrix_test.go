@@ -241,7 +241,8 @@ func (r *crashRig) orderFor(sc scene) *order {
 // try kills v at a step and returns what became of it, after the audit.
 func (r *crashRig) try(at step, v victim) string {
 	before := r.status()
-	l, err := load.Start(r.ctx(), load.Options{Addr: r.addr, WebSockets: 10, NewConnsPerSecond: 20, MessageInterval: 100 * time.Millisecond, Held: load.MayMove})
+	l, err := load.Start(r.ctx(), load.Options{Addr: r.addr, WebSockets: 10, NewConnsPerSecond: 20, MessageInterval: 100 * time.Millisecond,
+		RequestTimeout: 30 * time.Second, Held: load.MayMove})
 	if err == nil {
 		err = l.Ready(r.ctx())
 	}
@@ -369,6 +370,6 @@ func (r *crashRig) noticed(l *load.Load, held int) {
 	}
 	lost := report.Closed + int(report.RequestsFailed)
 	if lost > held || report.Kept+report.Closed != report.Total || report.RequestsDue+report.Doubled+report.Reordered+report.Miscounted+report.Wrong > 0 {
-		r.t.Errorf("%d connections were in what was killed, and %+v", held, report)
+		r.t.Errorf("%d connections were in what was killed, and %v", held, report.Err())
 	}
 }
