@@ -45,7 +45,7 @@ type conn struct {
 	waking   bool // the read deadline is ours, to wake a Read
 	unarmed  bool // the read deadline is ours, and no Read is in the socket
 	stopping bool // the write deadline is ours
-	flushing bool // a goroutine writes the tail
+	flushing bool // a goroutine writes the tail, and the write deadline is ours
 	parking  bool // Read shall wait between messages
 	parked   bool // and does
 	ending   bool // closed by the app, while bytes are still unsent
@@ -175,11 +175,10 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writeBy = instantOf(t)
-	if c.state == running && !c.stopping {
-		err := c.sock.SetWriteDeadline(t)
-		c.flushLocked() // one that had run out may have stopped it
-		return err
+	if c.state == running && !c.stopping && !c.flushing {
+		return c.sock.SetWriteDeadline(t)
 	}
+	c.notifyLocked()
 	return c.deadErrorLocked("set")
 }
 

@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -589,7 +590,7 @@ func TestHTTP_WhatBecomesAnotherProtocol_IsLetThrough(t *testing.T) {
 		got := make(chan string)
 		go func() {
 			b := make([]byte, 5)
-			n, _ := io.ReadFull(c, b)
+			n, _ := io.ReadFull(iotest.OneByteReader(c), b) // as net/http watches
 			got <- string(b[:n])
 		}()
 		say(t, c, answer)

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,9 +53,10 @@ type sealedConn struct {
 	judged   bool
 	begun    time.Time
 	offered  time.Time
-	failed   bool // its state could not be saved
-	counted  bool // among those that stay
-	stranded bool // a frame about it could not be written whole: only the end of file decides
+	failed   bool        // its state could not be saved
+	handed   atomic.Bool // to the sender, which will see to it
+	counted  bool        // among those that stay
+	stranded bool        // a frame about it could not be written whole: only the end of file decides
 }
 
 // giver gives away the connections of some listeners, until end or the end of the other process.
@@ -90,6 +92,7 @@ type giver struct {
 	unjudged int
 	broken   Reason // why nothing more is offered
 	off      bool   // it was called off
+	lingers  bool   // it gives without a limit in time
 	hangs    bool
 	barrier  bool // nobody changes sides before all do; after that, late ones move one by one
 	tally    tally
@@ -195,10 +198,12 @@ func (g *giver) recall(ctx context.Context) {
 	g.await(brief, func() bool { return len(g.sealing) == 0 })
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for s := range g.sealing { // the app is still saving their states: they go on here when it is done
-		g.keptLocked(s, ReasonState)
+	for s := range g.sealing {
+		if !s.handed.Load() { // the app is still saving its state: it goes on here when that is done
+			delete(g.sealing, s)
+			g.keptLocked(s, ReasonState)
+		}
 	}
-	clear(g.sealing)
 	g.notifyLocked()
 }
 
@@ -359,6 +364,7 @@ func (g *giver) pack(s *sealedConn) {
 
 // hand passes a connection to the sender.
 func (g *giver) hand(s *sealedConn) {
+	s.handed.Store(true)
 	if !g.inbox.add(s) {
 		go g.takeUp([]*sealedConn{s})
 	}
@@ -393,6 +399,11 @@ func (g *giver) sort(list []*sealedConn) (ready []*sealedConn) {
 		delete(g.sealing, s)
 		if s.o.why != "" {
 			g.keptLocked(s, g.trueLocked(s.o.why))
+			if s.o.why == ReasonUnsent && g.lingers {
+				go g.tryAgain(s.c)
+			}
+		} else if s.counted { // it came too late, and stays
+			s.failed = true
 		}
 	}
 	g.notifyLocked()
@@ -956,8 +967,34 @@ func (g *giver) end() {
 	}
 }
 
-// linger goes on giving without a limit in time: what was busy may come to rest. It ends with the giver.
+// tryAgain gives a connection when its client has taken what was too much. It ends with the connection, or with the giver.
+func (g *giver) tryAgain(c *conn) {
+	if c.awaitRoom(g.ctx) {
+		g.begin([]*conn{c}, false)
+	}
+}
+
+// awaitRoom waits until nothing is unsent. false: the connection has ended, or ctx has.
+func (c *conn) awaitRoom(ctx context.Context) bool {
+	stop := context.AfterFunc(ctx, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.notifyLocked()
+	})
+	defer stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.state == running && (c.flushing || len(c.tail) > MaxUnsent) && ctx.Err() == nil {
+		c.awaitLocked(0)
+	}
+	return c.state == running && ctx.Err() == nil
+}
+
+// linger goes on giving without a limit in time: what was busy may come to rest, and a slow client take what it has coming. It ends with the giver.
 func (g *giver) linger(ls []*listener) {
+	g.mu.Lock()
+	g.lingers = true
+	g.mu.Unlock()
 	var list []*conn
 	for _, l := range ls {
 		for _, c := range l.conns() {

@@ -165,8 +165,12 @@ func (c *conn) pack() (*record, error) {
 	case *mqttCodec:
 		r.answer = k.answer
 	case *httpCodec:
-		if c.readBy != 0 {
-			r.idle = max(time.Until(c.readBy.time()), time.Millisecond)
+		by := c.readBy.time()
+		if c.idle != nil { // it has moved before: what our server wants is of a first request
+			by = c.idle.by
+		}
+		if !by.IsZero() {
+			r.idle = max(time.Until(by), time.Millisecond)
 		}
 	}
 	s := c.session

@@ -208,4 +208,9 @@ func (c *httpCodec) stays() Reason { return c.why }
 // if the answer is complete: an error there would cancel the request's context.
 func (c *httpCodec) busy(size int) bool { return c.asked > 0 || c.asking || c.owes || size < 2 }
 
+// taken: a Read of more than net/http's watching byte, while an answer is due. Whoever has taken the connection over wants what comes, and as it comes.
+func (c *httpCodec) taken(size int) bool {
+	return size > 1 && c.asked > 0 && !c.asking && c.opening == nil
+}
+
 func (c *httpCodec) settled() bool { return !c.answering && len(c.outHead) == 0 }

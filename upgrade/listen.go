@@ -102,7 +102,8 @@ func (u *Upgrader) bind(f *os.File, network, address string) (net.Listener, erro
 // ListenPacket returns the inherited datagram socket with that name or address, or binds it. Both releases have the same socket, and the kernel
 // one queue for it: the old one reads until connections begin to move, the new one from then on (under a supervisor from Ready on: for a moment either may), and what comes
 // in between waits in the kernel, whose buffer (net.core.rmem_default, SetReadBuffer) is all that can overflow. What the app answers to a datagram that it
-// has read still goes out. After SIGTERM reads wait until Close; if no other process has the socket it is closed.
+// has read still goes out: the process does not end before whoever has read it reads again, or Options.Patience is over. After SIGTERM reads wait until Close; if no
+// other process has the socket it is closed.
 func (u *Upgrader) ListenPacket(network, address string, opts ...ListenOption) (net.PacketConn, error) {
 	var c listenConfig
 	for _, o := range opts {

@@ -1,6 +1,7 @@
 package upgrade
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -11,7 +12,8 @@ import (
 
 // This file is the datagram sockets. Both processes have the same socket and the kernel has one queue for it, so that a datagram is read once, by one of
 // the two, and none is lost between them. Who reads: the old process until it gives, the new one from then on; and the old one again if it is
-// told to proceed. Whoever does not read can still write, so that an answer to what was read before goes out.
+// told to proceed. Whoever does not read can still write, and does not end before its readers have come back, so that an answer to what was read
+// before goes out.
 
 // gate is what makes a packet conn's reads wait.
 type gate struct {
@@ -23,6 +25,8 @@ type gate struct {
 	closed  bool
 	readBy  time.Time     // as the app wants it
 	reading int           // reads that are in the socket
+	out     int           // datagrams that the app has got, and whose reader has not come back for another one
+	back    chan struct{} // closed when out is 0
 	changed chan struct{} // closed when something changed while a read waits
 	still   chan struct{} // closed when reading is 0
 }
@@ -92,14 +96,46 @@ func (g *gate) Close() error {
 	return g.close()
 }
 
+// answered waits until the readers have come back, so that what they have read is answered, but not beyond ctx. Pause before it.
+func (g *gate) answered(ctx context.Context) {
+	g.mu.Lock()
+	if g.out == 0 {
+		g.mu.Unlock()
+		return
+	}
+	if g.back == nil {
+		g.back = make(chan struct{})
+	}
+	back := g.back
+	g.mu.Unlock()
+	select {
+	case <-back:
+	case <-ctx.Done():
+	}
+}
+
+// comeBack is called when a reader wants another datagram.
+func (g *gate) comeBack() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.out > 0 {
+		g.out--
+	}
+	if g.out == 0 && g.back != nil {
+		close(g.back)
+		g.back = nil
+	}
+}
+
 // read calls the socket's read while it is our turn.
 func (g *gate) read(do func() error) error {
+	g.comeBack()
 	for {
 		if err := g.turn(); err != nil {
 			return err
 		}
 		err := do()
-		g.left()
+		g.left(err == nil)
 		if !errors.Is(err, os.ErrDeadlineExceeded) || g.expired() {
 			return err
 		}
@@ -126,10 +162,13 @@ func (g *gate) turn() error {
 	return nil // a closed socket says so itself
 }
 
-// left is called when a read has come back.
-func (g *gate) left() {
+// left is called when a read has come back, with a datagram for the app or without.
+func (g *gate) left(full bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if full {
+		g.out++
+	}
 	if g.reading--; g.reading == 0 {
 		g.stillLocked()
 	}
@@ -163,6 +202,7 @@ type packetConn interface {
 	net.PacketConn
 	pause()
 	proceed()
+	answered(context.Context)
 }
 
 // gated wraps the kinds of socket that can be shared; nil: another kind.

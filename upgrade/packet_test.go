@@ -130,7 +130,7 @@ func TestAlone_UnixSocketsAndDatagrams_NothingIsLost(t *testing.T) {
 			if stream == "abstract" {
 				address, gram = "@"+address, "@"+gram
 			}
-			l := startLone(t, "WSLIVE_ADDRESS="+address, "WSLIVE_PACKETS=udp "+udp+",unixgram "+gram)
+			l := startLone(t, "WSLIVE_ADDRESS="+address, "WSLIVE_PACKET_WORK=10ms", "WSLIVE_PACKETS=udp "+udp+",unixgram "+gram)
 			d := l.load(30, 20)
 			a, b := spray(t, dialUDP(t, udp)), spray(t, dialUnixgram(t, gram))
 			for range 10 {
@@ -260,7 +260,7 @@ func TestSupervised_UnixSocketsAndDatagrams_NothingIsLost(t *testing.T) {
 		}
 	}()
 	start := func() *generation {
-		return startGeneration(t, apps.BuildFailing(t, "wslive"), w, sockets, "WSLIVE_NETWORK=unix", "WSLIVE_ADDRESS="+l.address,
+		return startGeneration(t, apps.BuildFailing(t, "wslive"), w, sockets, "WSLIVE_NETWORK=unix", "WSLIVE_ADDRESS="+l.address, "WSLIVE_PACKET_WORK=10ms",
 			"WSLIVE_PACKETS=udp "+udp.LocalAddr().String()+",unixgram "+gram.LocalAddr().String())
 	}
 	g := start()

@@ -167,8 +167,14 @@ func (c *conn) fillLocked(p []byte) (int, error) {
 	if c.in.block == nil && c.wide != nil && len(p) < wideRead {
 		return 0, c.wideLocked(len(p))
 	}
-	if len(c.in.ahead()) > 0 && len(p) < readAhead {
-		return 0, c.fetchLocked()
+	if b := c.in.ahead(); len(b) > 0 {
+		if h, ok := c.codec.(*httpCodec); ok && h.taken(len(p)) {
+			c.giveUpLocked(b)
+			return 0, nil
+		}
+		if len(p) < readAhead {
+			return 0, c.fetchLocked()
+		}
 	}
 	if c.in.block != nil {
 		if more := c.codec.missing(); more > int64(len(p)) && c.in.mayJournal(more) && c.codec.replays() {

@@ -75,15 +75,15 @@ func beFront() error {
 		case <-f.word:
 			f.line.Pending(f.heed)
 		case sig := <-signals:
-			f.line.Pending(f.heed) // before anything is concluded: the old one says who follows before it ends
-			if sig != syscall.SIGCHLD {
-				f.pass(sig.(syscall.Signal))
-				continue
+			if sig == syscall.SIGCHLD {
+				f.reap()
+				break
 			}
-			f.reap()
-		case pid := <-f.gone:
 			f.line.Pending(f.heed)
+			f.pass(sig.(syscall.Signal))
+		case pid := <-f.gone:
 			f.reap()
+			f.line.Pending(f.heed)
 			if f.polite[pid] { // else we have not been told how: the process before it was its parent, and knows
 				f.ended(pid, 0)
 			} else {
@@ -179,8 +179,15 @@ func (f *front) reap() {
 		if err != nil || pid <= 0 {
 			return
 		}
-		f.ended(pid, status)
+		f.reaped(pid, status)
 	}
+}
+
+// reaped concludes from an end what there is to conclude. What that process has said comes first, and nothing that was read before its end was known need be
+// all: who follows it, above all.
+func (f *front) reaped(pid int, status syscall.WaitStatus) {
+	f.line.Pending(f.heed)
+	f.ended(pid, status)
 }
 
 // exit ends as the app did.

@@ -91,6 +91,11 @@ func (l *lone) start() {
 		close(l.waited)
 	}()
 	l.t.Cleanup(func() {
+		select {
+		case <-l.waited:
+			l.t.Logf("its first process has ended: %v", l.waitErr)
+		default:
+		}
 		l.killAll()
 		if l.t.Failed() || os.Getenv("SAY") != "" {
 			l.t.Logf("what the app said:\n%s", l.out)

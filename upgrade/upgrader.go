@@ -463,6 +463,11 @@ func (u *Upgrader) untilTerm() {
 	}
 	follows := u.alone.halt()
 	u.retire()
+	answered := make(chan struct{})
+	go func() {
+		u.leavePackets()
+		close(answered)
+	}()
 	g := u.currentGiver()
 	if follows {
 		go u.hurry()
@@ -478,6 +483,7 @@ func (u *Upgrader) untilTerm() {
 	if g != nil {
 		g.end()
 	}
+	<-answered
 	u.giving.Lock() // and never unlocked: nothing begins any more
 	u.alone.farewell()
 	u.exitOnce.Do(func() { close(u.exit) })
@@ -497,11 +503,17 @@ func (u *Upgrader) retire() {
 	for _, l := range u.all() {
 		l.retire()
 	}
+}
+
+// leavePackets reads no more datagrams, and waits until the app has answered those that it has read.
+func (u *Upgrader) leavePackets() {
+	limited, cancel := context.WithTimeout(u.opt.ctx, u.opt.Patience)
+	defer cancel()
 	for _, p := range u.allPackets() {
-		if u.alone.last() {
-			p.Close() // else another process has the socket, and we may still have something to answer
-		} else {
-			p.pause()
+		p.pause()
+		p.answered(limited)
+		if u.alone.last() { // else another process has the socket
+			p.Close()
 		}
 	}
 }

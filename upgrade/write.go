@@ -13,6 +13,10 @@ import (
 // written, as it would in the kernel's own buffer.
 func (c *conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
+	if c.flushing && !c.awaitFlushLocked() {
+		defer c.mu.Unlock()
+		return c.joinLocked(p)
+	}
 	defer c.unlockWrite()
 	c.beginWriteLocked()
 	if c.state != running || c.ending {
@@ -44,8 +48,38 @@ func (c *conn) unlockWrite() {
 	c.mu.Unlock()
 }
 
+// awaitFlushLocked waits until the tail is written, as long as the app's deadline allows.
+func (c *conn) awaitFlushLocked() (gone bool) {
+	for c.flushing && (c.state == running || c.state == told) {
+		if c.writeBy.expired() {
+			return false
+		}
+		c.awaitLocked(c.writeBy)
+	}
+	return true
+}
+
+// joinLocked puts p behind the tail, for a Write whose time is over: the app takes what is ahead of it for written, and would take its client for
+// dead. If there is no room it is.
+func (c *conn) joinLocked(p []byte) (int, error) {
+	if len(c.tail)+len(p) > MaxUnsent {
+		return 0, opError("write", c.sock, os.ErrDeadlineExceeded)
+	}
+	n := c.codec.out(p, c.state == told)
+	c.afterOutLocked()
+	c.tail = append(c.tail, p[:n]...)
+	return len(p), nil
+}
+
 // beginWriteLocked waits until no other Write is under way. What is written stays in order.
 func (c *conn) beginWriteLocked() {
+	for c.writing || c.flushing {
+		c.awaitLocked(0)
+	}
+	c.takeTurnLocked()
+}
+
+func (c *conn) takeTurnLocked() {
 	for c.writing {
 		c.awaitLocked(0)
 	}
@@ -250,14 +284,23 @@ func (c *conn) flushableLocked() bool {
 	return (c.state == running || c.state == told) && !c.carriesLocked()
 }
 
-// flush writes the tail until it is gone, or goes along in a handoff, or the socket fails. It ends with the connection.
+// flush writes the tail until it is gone, or goes along in a handoff, or the socket fails. It ends with the connection. The app's deadlines are about what it
+// writes next.
 func (c *conn) flush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.beginWriteLocked()
+	c.takeTurnLocked()
 	defer c.endWriteLocked()
-	defer func() { c.flushing = false }()
+	defer func() {
+		c.flushing = false
+		if c.state == running && c.writeBy != 0 {
+			c.sock.SetWriteDeadline(c.writeBy.time())
+		}
+	}()
 	for len(c.tail) > 0 && (c.flushableLocked() || c.ending) {
+		if !c.ending {
+			c.sock.SetWriteDeadline(time.Time{})
+		}
 		n, err := c.transmitLocked(c.tail)
 		if c.tail = c.tail[min(n, len(c.tail)):]; err != nil {
 			break

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,7 +48,31 @@ func TestStore_BaseOnTheHostIsDamaged_TheReleaseArrivesAllTheSame(t *testing.T) 
 	}
 	w.write("srv/releases/1/files/run.sh", "#!/bin/sh\nexec sleep 1000\n"+strings.Repeat("# WHAT is here matters\n", 1000), 0o755)
 	w.write("app/run.sh", "#!/bin/sh\nexec sleep 1001\n"+strings.Repeat("# what is here matters\n", 1000), 0o755)
-	w.want(0, []string{"push", "--version", "2", "web-1"}, "as a delta", "without another release as a base", "2 is serving")
+	w.want(0, []string{"push", "--version", "2", "web-1"}, "as a delta", "damaged on this host; sending it without another release as a base", "2 is serving")
+}
+
+// What is wrong shows at the beginning of a long upload, whose rest the host does not want.
+func TestStore_BaseOnTheHostIsDamaged_NoticedBeforeAllWasSent(t *testing.T) {
+	w := newWorld(t)
+	w.project("exec sleep 1000", "10ms", "web-1")
+	text := strings.Repeat("# what is here matters\n", 1000)
+	w.write("app/run.sh", "#!/bin/sh\nexec sleep 1000\n"+text, 0o755)
+	w.want(0, []string{"push", "--version", "1", "web-1"})
+	onHost := w.path("srv/releases/1/files/run.sh")
+	if err := os.Chmod(onHost, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w.write("srv/releases/1/files/run.sh", "#!/bin/sh\nexec sleep 1000\n"+strings.ToUpper(text), 0o755)
+	w.write("app/run.sh", "#!/bin/sh\nexec sleep 1001\n"+text, 0o755)
+	toml, err := os.ReadFile(w.path("app/hotdeploy.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write("app/hotdeploy.toml", strings.Replace(string(toml), `["run.sh"]`, `["*.sh"]`, 1), 0o644)
+	noise := make([]byte, 24<<20)
+	rand.NewChaCha8([32]byte{}).Read(noise)
+	w.write("app/z.sh", string(noise), 0o755)
+	w.want(0, []string{"push", "--version", "2", "web-1"}, "as a delta", "damaged on this host; sending it without another release as a base", "2 is serving")
 }
 
 func TestStore_WhatIsKeptIsDamaged_TheReleaseArrivesAllTheSame(t *testing.T) {

@@ -206,7 +206,9 @@ func (s *Store) apply(ctx context.Context, r *io.SectionReader, m *release.Manif
 		return err
 	}
 	if err = notGood(b.Apply(ctx, base, m, p.keep)); errors.Is(err, api.ErrBundle) {
-		s.findRotten(ctx, b, base)
+		if name := s.findRotten(ctx, b, base); name != "" {
+			return refuse(api.ErrBundle, "push again", "%s of release %s, which it is based on, is damaged on this host", release.Shown(name), base.Manifest.Version)
+		}
 	}
 	return err
 }
@@ -253,14 +255,14 @@ func (s *Store) baseOf(b *bundle.Bundle) (bundle.Source, error) {
 	}}, nil
 }
 
-// findRotten notes which files of a base are not what its manifest says, after something went wrong.
-func (s *Store) findRotten(ctx context.Context, b *bundle.Bundle, base bundle.Source) {
+// findRotten notes which files of a base are not what its manifest says, after something went wrong, and returns one of them.
+func (s *Store) findRotten(ctx context.Context, b *bundle.Bundle, base bundle.Source) (found string) {
 	if base.Manifest == nil {
-		return
+		return ""
 	}
 	numbers, err := b.From.List(len(base.Manifest.Files))
 	if err != nil {
-		return
+		return ""
 	}
 	version := base.Manifest.Version
 	for _, n := range numbers {
@@ -269,11 +271,14 @@ func (s *Store) findRotten(ctx context.Context, b *bundle.Bundle, base bundle.So
 		h, _, err := openRegular(s.root, name)
 		if err != nil {
 			s.setRotten(name)
+			found = f.Path
 			continue
 		}
 		if ok, err := hasContent(ctx, h, f.Size, f.SHA256); err == nil && !ok {
 			s.setRotten(name)
+			found = f.Path
 		}
 		h.Close()
 	}
+	return found
 }

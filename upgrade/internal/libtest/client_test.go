@@ -23,7 +23,7 @@ type hostile struct {
 	cut      int           // largest TCP write; 0: any
 	stall    time.Duration // how long it does not read now and then
 	pace     time.Duration // how long it waits between messages, at most
-	quiet    bool          // sends no pings: gorilla gives up a connection that does not take a pong within a second
+	quiet    bool          // sends no pings: what is not read holds their answers up
 	buffer   int           // receive buffer; 0: the kernel's choice
 	ahead    int           // messages on their way
 	before   int           // ordinary requests on the same connection, before it becomes a WebSocket

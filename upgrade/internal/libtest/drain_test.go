@@ -58,6 +58,14 @@ func (w *wire) expect(pid int, text string) {
 	}
 }
 
+// interim reads what a server says of a request that it works on.
+func (w *wire) interim() {
+	w.t.Helper()
+	if res, err := http.ReadResponse(w.in, nil); err != nil || res.StatusCode/100 != 1 {
+		w.t.Fatalf("%v, %v instead of an interim answer", res, err)
+	}
+}
+
 func (w *wire) line() string {
 	w.t.Helper()
 	s, err := w.in.ReadString('\n')
@@ -106,6 +114,7 @@ func TestHTTP_Pipelined_AnswersComeInOrder(t *testing.T) {
 	w := newWire(t, s)
 	w.say(get("/a") + get("/slow") + get("/b") + get("/c")[:10])
 	w.expect(s.pid(), "/a")
+	w.interim() // the next one is under way: else it is nobody's yet, and moves
 	m := s.mustDeploy(t, "rolling")
 	if m.Moved != 0 || m.Kept["busy"] != 1 {
 		t.Errorf("moved %d, kept %v", m.Moved, m.Kept)
@@ -135,6 +144,7 @@ func TestHTTP_WhatCannotMove_DrainsAndSaysWhy(t *testing.T) {
 	events.say(get("/events"))
 	body := bufio.NewReader(events.answer().Body)
 	poll.say(get("/slow"))
+	poll.interim()
 	lines.say("GET /lines HTTP/1.1\r\nHost: a\r\nUpgrade: lines\r\nConnection: Upgrade\r\n\r\nhello\n")
 	if code := lines.answer().StatusCode; code != 101 {
 		t.Fatal(code)

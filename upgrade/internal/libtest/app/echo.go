@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log"
 	"net/http"
+	"time"
 
 	coder "github.com/coder/websocket"
 	gorilla "github.com/gorilla/websocket"
@@ -64,6 +65,9 @@ func gorillaEcho(compress bool) http.HandlerFunc {
 			return
 		}
 		defer c.Close()
+		c.SetPingHandler(func(p string) error { // its own gives a client a second to take the answer, and this machine may not let it
+			return c.WriteControl(gorilla.PongMessage, []byte(p), time.Now().Add(time.Minute))
+		})
 		count := newCounter(r)
 		for {
 			kind, p, err := c.ReadMessage()
