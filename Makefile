@@ -57,8 +57,11 @@ bench: build ## figures as ratios and medians in one run
 
 # What make test does with libtest in a minute and a half (100,000 messages and 24 handoffs for each WebSocket library) this does for some hours.
 # A failure names its seed; SOAK="-seed N" tells the same story again, -messages N and -handoffs N make it longer or shorter.
-soak: ## the SDK between real processes, millions of messages through hundreds of handoffs
+# Then as many upgrades of one service in a row as UPGRADES says; make test makes 15.
+UPGRADES ?= 1000
+soak: ## the SDK between real processes, millions of messages through hundreds of handoffs; then a thousand upgrades in a row
 	$(GO) test $(RACE) -count=1 -timeout 24h -v -run 'Deploys|Hub|HTTP' ./upgrade/internal/libtest -messages 3000000 -handoffs 500 $(SOAK)
+	$(GO) test -count=1 -timeout 24h -v -run '^TestSoak_' ./supervisor -upgrades $(UPGRADES)
 
 soak-e2e: build ## 1,000 WebSockets and 200 connections a second while the supervisor is killed 50 times; a power cut at every step
 	$(GO) test -count=1 -timeout 60m -v -run 'Killed|PowerCut' ./testdata/e2e -soak

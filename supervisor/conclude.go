@@ -119,7 +119,7 @@ func (s *Supervisor) failure(u *upgrade, g *generation, err error) (api.Outcome,
 		c.Message = err.Error()
 		e = &c
 	default:
-		e = api.ErrInternal.With(err.Error())
+		e = internal(err)
 	}
 	if g != nil {
 		if e.Output = g.output.lastLines(20); s.opt.Journal {

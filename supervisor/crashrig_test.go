@@ -35,6 +35,8 @@ type daemonSpec struct {
 	Cgroup string
 	FailAt string // dies at the Nth time that it comes to this step
 	Nth    int
+
+	Footprint string // a socket where it tells what it takes
 }
 
 // beDaemon is that daemon.
@@ -53,6 +55,11 @@ func beDaemon() {
 	flip, err := NewFlip()
 	if err != nil {
 		log.Fatal(err)
+	}
+	if spec.Footprint != "" {
+		if err := tellFootprint(spec.Footprint); err != nil {
+			log.Fatal(err)
+		}
 	}
 	var mu sync.Mutex
 	left := max(spec.Nth, 1)

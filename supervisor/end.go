@@ -36,7 +36,7 @@ func announcement(runDir string) string { return filepath.Join(runDir, "stop") }
 
 // Announce notes that the service is about to be stopped.
 func Announce(cfg config.Daemon) error {
-	return os.WriteFile(announcement(cfg.RunDir), nil, 0o600)
+	return writeNew(announcement(cfg.RunDir), nil)
 }
 
 // Announced tells whether it was.

@@ -55,6 +55,7 @@ type Supervisor struct {
 	sample       time.Duration     // usualSample
 	step         func(name string) // an instruction at which tests interfere; it does nothing
 	large        chan struct{}     // one for each request that may be a large one
+	followers    followers
 	control      *net.UnixListener // where commands come from
 	leaving      func()            // ends Run
 	inheritedAPI *os.File          // the control socket of the supervisor before this one
@@ -62,6 +63,8 @@ type Supervisor struct {
 	moving       turn              // who has it may move connections
 
 	unkeepMu sync.Mutex // held while systemd closes listeners, so that an address is free afterwards
+	stuckMu  sync.Mutex // protects stuck; it is held while systemd is told
+	stuck    []string   // what systemd keeps and should not any more
 	stateMu  sync.Mutex // serialises changes of the state file; it is held while the file is written, and nothing else waits for it
 
 	calls   chan func()
@@ -160,6 +163,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	defer cancel()
 	s.leaving = cancel
 
+	reserveThreads()
 	control, err := s.listenControl()
 	if err != nil {
 		return err
