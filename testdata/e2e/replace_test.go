@@ -114,20 +114,20 @@ func TestReplaced_UnitChangedToo_SaysWhatWaits(t *testing.T) {
 	lowPort := "\n[[listen]]\nname = \"low\"\naddress = \":81\"\n"
 	s.base.More = lowPort
 	s.write()
-	before := s.daemonPID()
-	c := s.hotdeploy("setup", s.host, "--daemon", ofVersion(t, "2.0")).want(0)
+	before, newer := s.daemonPID(), ofVersion(t, "2.0")
+	c := s.hotdeploy("setup", s.host, "--daemon", newer).want(0)
 	c.wantText("process "+before+" made way for", "updated /etc/systemd/system/", "restart needed", "capabilities", "sandbox", "hotdeploy restart --daemon "+s.host).oneScreen()
 	t.Logf("%s", c)
 	if reload := s.run("systemctl show -P NeedDaemonReload NAME"); reload != "no" {
 		t.Error("systemd has not read the unit")
 	}
-	s.hotdeploy("setup", s.host, "--daemon", ofVersion(t, "2.0")).want(0).wantText("nothing to change", "capabilities")
+	s.hotdeploy("setup", s.host, "--daemon", newer).want(0).wantText("nothing to change", "capabilities")
 	if a := strings.Join(s.status().Daemon.Adopted, "\n"); !strings.Contains(a, "generation 1 (1, serving)") {
 		t.Errorf("it tells %q", a)
 	}
 	unnoticed(t, l)
 	s.hotdeploy("restart", "--daemon", s.host).want(0)
-	again := s.hotdeploy("setup", s.host, "--daemon", ofVersion(t, "2.0")).want(0).wantText("nothing to change")
+	again := s.hotdeploy("setup", s.host, "--daemon", newer).want(0).wantText("nothing to change")
 	if strings.Contains(again.text(), "restart") {
 		t.Errorf("after the restart it still says\n%s", again.text())
 	}
