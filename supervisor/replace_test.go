@@ -1,12 +1,15 @@
 package supervisor
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hotdeploy/hotdeploy/supervisor/store"
 )
 
 // follows waits until another process than pid commands, and returns its pid.
@@ -57,6 +60,17 @@ func (r *crashRig) endAfterReplacing(pid int) {
 	}
 	p.Kill()
 	for isAlive(pid) {
+		<-time.After(time.Millisecond)
+	}
+	for { // the one before it may still be about to end
+		lock, err := store.Lock(filepath.Join(r.cfg.Root, "state/lock"))
+		if err == nil {
+			lock.Close()
+			break
+		}
+		if !errors.Is(err, store.ErrLocked) {
+			r.t.Fatal(err)
+		}
 		<-time.After(time.Millisecond)
 	}
 	r.boot() // the audit wants one that it can end in order
