@@ -65,7 +65,7 @@ func TestReplaced_ByOneThatCannot_NothingChanges(t *testing.T) {
 	s := newLiveService(t)
 	s.push("1").want(0)
 	l := s.load(load.Options{WebSockets: 50, NewConnsPerSecond: 50, Held: load.MayMove})
-	good := variant(t, "cmd/hotdeployd", edit{"supervisor/replace.go", "replaceTimeout = 30 *", "replaceTimeout = 3 *"})
+	good := variant(t, "cmd/hotdeployd", edit{"supervisor/replace.go", "ReplaceWithin = 30 *", "ReplaceWithin = 3 *"})
 	broken := variant(t, "cmd/hotdeployd", edit{"supervisor/store/state.go", "StateFormat = 1", "StateFormat = 0"}, edit{"cmd/hotdeployd/main.go", "func main() {", `func main() {
 	switch how, _ := os.ReadFile("/run/broken"); os.Args[1] + string(how) {
 	case "versionat all", "runat once":
@@ -76,7 +76,7 @@ func TestReplaced_ByOneThatCannot_NothingChanges(t *testing.T) {
 `})
 	s.setsUp(good)
 	before, installed := s.status(), s.run("sha256sum /usr/local/bin/hotdeployd")
-	for how, says := range map[string]string{"at once": "exit status 7", "hangs": "timed out", "at all": "does not run on this host", "state": "newer hotdeployd"} {
+	for how, says := range map[string]string{"at once": "exit status 7", "hangs": "hangs: it proved nothing within 3s", "at all": "does not run on this host", "state": "newer hotdeployd"} {
 		t.Run(how, func(t *testing.T) {
 			s := s.under(t)
 			s.run("printf '" + how + "' >/run/broken")
