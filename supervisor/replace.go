@@ -30,6 +30,8 @@ import (
 //	exits, and leaves everything as it is
 //
 // If the old one dies before its "go" the new one exits too: systemd starts another one, which goes on by the fd store.
+// If the new one dies after its proof the old one leaves all the same, with an error, and systemd starts another one. At any other end of the new one the
+// old one goes on.
 
 // ReplaceWithin is how long a new supervisor usually has to prove that it can go on.
 const ReplaceWithin = 30 * time.Second
