@@ -45,7 +45,8 @@ type input struct {
 
 // TestBenchTransfer prints what a push costs beside what other programs need to bring the same files there. Ours is timed from the command
 // to the moment when the host says that the release is there: packing is part of it, and so is checking every digest there.
-// What comes after it, the upgrade, the others do not do.
+// What comes after it, the upgrade, the others do not do. BENCH_MB is the size of the large release; BENCH_TRACE shows what the command says,
+// and when.
 func TestBenchTransfer(t *testing.T) {
 	if s := os.Getenv("BENCH_LIMIT"); s != "" {
 		var err error
