@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -92,7 +93,7 @@ func compare(t *testing.T, in input) {
 		"sftp -r":  {"sh", "-c", "printf 'put -r bin\nput -r data\n' | sftp -q -b - -F '" + s.sshConfig + "' " + s.vm.Name + ":/tmp/bench/sftp"},
 		"rsync -z": {"rsync", "-rlptz", "--delete", "-e", "ssh -F " + s.sshConfig, "bin", "data", s.vm.Name + ":/tmp/bench/rsync/"},
 	}
-	order := []string{"scp", "scp -C", "sftp -r", "rsync -z"}
+	order := []string{"rsync -z", "scp -C", "scp", "sftp -r"}
 	s.run("mkdir /tmp/bench/scp /tmp/bench/scpc /tmp/bench/sftp /tmp/bench/rsync")
 	if in.old != nil { // what is there already
 		s.copy("bin", "/tmp/bench/rsync")
@@ -154,6 +155,12 @@ func (s *service) measure(argv, environ []string, limit time.Duration) (c cost) 
 	defer cancel()
 	cmd := world.Command(ctx, argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env = s.dir, append([]string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/root", "LANG=C.UTF-8"}, environ...)
+	// One that is ended must not go on on the line of the next: it has children.
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	watch := &stopwatch{began: time.Now()}
 	cmd.Stderr = watch
 	must(s.t, cmd.Start())
