@@ -36,7 +36,7 @@ func announcement(runDir string) string { return filepath.Join(runDir, "stop") }
 
 // Announce notes that the service is about to be stopped.
 func Announce(cfg config.Daemon) error {
-	return os.WriteFile(announcement(cfg.RunDir), nil, 0o600)
+	return writeNew(announcement(cfg.RunDir), nil)
 }
 
 // Announced tells whether it was.
@@ -68,7 +68,7 @@ func end(ctx context.Context, cfg config.Daemon, l *ledger, logger *log.Logger) 
 		known = append(known, r.Process.Cgroup)
 		longest = max(longest, time.Duration(r.StopAfter))
 	}
-	(systemd.Notifier{}).ExtendTimeout(longest + 2*killTimeout)
+	defer extend(systemd.Notifier{}, longest+2*killTimeout, func() {})()
 	for i, r := range l.Generations {
 		wg.Go(func() { errs[i] = endLeft(ctx, r, logger) })
 	}

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 	"github.com/hotdeploy/hotdeploy/systemd"
@@ -34,6 +36,7 @@ type generation struct {
 
 	goneBefore bool // its main process had ended when it was adopted
 	started    time.Time
+	oomBefore  *int64 // oomKills when it was started, if it was us who started it and the kernel tells
 
 	ready  chan struct{}      // closed at READY=1
 	extend chan time.Duration // EXTEND_TIMEOUT_USEC, the newest; capacity one
@@ -70,7 +73,10 @@ func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) 
 	}
 	g := &generation{takes: mode, number: u.number, rel: rel, sockets: lent, started: time.Now(), state: api.GenStarting, sampled: -1,
 		ready: make(chan struct{}), extend: make(chan time.Duration, 1), gone: make(chan struct{}), retire: make(chan bool, 1)}
-	s.at("start")
+	if kills, err := oomKills(); err == nil {
+		g.oomBefore = &kills
+	}
+	failpoint.At("start")
 	if err := s.launch(u, g); err != nil {
 		s.unkeep(processName(g.number), controlName(g.number))
 		s.do(func() {
@@ -80,7 +86,7 @@ func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) 
 		return nil, err
 	}
 	s.background(func() { s.watch(g) })
-	s.at("started")
+	failpoint.At("started")
 	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) started, pid %d", g.number, rel.Version, g.group.Pid())})
 	return g, nil
 }
@@ -96,7 +102,7 @@ func (s *Supervisor) born(u *upgrade, g *generation, group *procs.Group) error {
 	defer pidfd.Close()
 	s.keep(processName(g.number), pidfd)
 	s.keep(controlName(g.number), g.line)
-	s.at("born")
+	failpoint.At("born")
 	s.do(func() {
 		u.record.Generation = g.number
 		s.gens[g.number] = g
@@ -104,7 +110,7 @@ func (s *Supervisor) born(u *upgrade, g *generation, group *procs.Group) error {
 			err = nil
 		}
 	})
-	s.at("recorded")
+	failpoint.At("recorded")
 	return err
 }
 
@@ -121,7 +127,7 @@ func (s *Supervisor) launch(u *upgrade, g *generation) error {
 	}
 	out, stream, err := s.openOutput(g)
 	if err != nil {
-		return api.ErrStart.With(fmt.Sprintf("open the output of generation %d: %v", g.number, err))
+		return fmt.Errorf("open the output of generation %d: %w", g.number, err)
 	}
 	defer stream.Close()
 	g.output = out
@@ -148,8 +154,9 @@ func (s *Supervisor) launch(u *upgrade, g *generation) error {
 	}
 	l, theirs, err := openLine()
 	if err != nil {
+		stream.Close() // its end of file is what the relay waits for
 		out.close()
-		return api.ErrStart.With(fmt.Sprintf("make the control channel of generation %d: %v", g.number, err))
+		return fmt.Errorf("make the control channel of generation %d: %w", g.number, err)
 	}
 	defer theirs.Close()
 	g.line = l
@@ -167,6 +174,7 @@ func (s *Supervisor) launch(u *upgrade, g *generation) error {
 	})
 	if err != nil {
 		l.close()
+		stream.Close()
 		out.close()
 		return launchError(command[0], err)
 	}
@@ -174,6 +182,9 @@ func (s *Supervisor) launch(u *upgrade, g *generation) error {
 }
 
 func launchError(command string, err error) error {
+	if e := cmp.Or(shortage(err), noProcess(err)); e != nil {
+		return e
+	}
 	e := api.ErrStart.With(fmt.Sprintf("cannot start %s: %v", command, err))
 	var exec *procs.ExecError
 	if errors.As(err, &exec) {
@@ -191,9 +202,7 @@ func launchError(command string, err error) error {
 func (s *Supervisor) watch(g *generation) {
 	<-g.group.Done()
 	s.do(func() { s.exited(g) })
-	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
-	defer cancel()
-	if err := g.group.Kill(ctx); err != nil {
+	if err := s.killRest(g); err != nil {
 		s.logf("generation %d: processes are left: %v", g.number, err)
 	}
 	if err := g.group.Remove(); err != nil {
@@ -208,6 +217,23 @@ func (s *Supervisor) watch(g *generation) {
 		close(g.gone)
 		s.refreshStatusText()
 	})
+}
+
+// killRest ends what g's main process left behind. What cannot be done for want of descriptors, say, is tried until it can.
+func (s *Supervisor) killRest(g *generation) error {
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		err := g.group.Kill(ctx)
+		cancel()
+		if shortage(err) == nil {
+			return err
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-s.ctx.Done():
+			return err
+		}
+	}
 }
 
 // killTimeout is how long SIGKILL may take: a process in an uninterruptible wait ends only when the kernel lets it.

@@ -54,7 +54,7 @@ func (s *Supervisor) awaitReady(ctx context.Context, g *generation) error {
 			cancel()
 			return s.notReady(g, spec, limit, shown)
 		case <-g.group.Done():
-			return api.ErrStart.With(fmt.Sprintf("release %s %s before it was ready", g.rel.Version, g.group.Exit()))
+			return g.endedEarly(api.ErrStart, "before it was ready")
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -135,8 +135,7 @@ func (s *Supervisor) soak(ctx context.Context, g *generation) error {
 }
 
 func exitedInSoak(g *generation) error {
-	return api.ErrExited.With(fmt.Sprintf("release %s %s in the soak, %s after it was ready", g.rel.Version, g.group.Exit(),
-		time.Since(*g.readyAt).Round(time.Millisecond)))
+	return g.endedEarly(api.ErrExited, fmt.Sprintf("in the soak, %s after it was ready", time.Since(*g.readyAt).Round(time.Millisecond)))
 }
 
 // checkHealth runs g's health check at its interval until ctx ends or g has ended; nil if the release has none.

@@ -130,7 +130,7 @@ func (s *Supervisor) record() error {
 func writeLedger(runDir string, b []byte) error {
 	path := ledgerPath(runDir)
 	temp := path + ".new" // there is one writer
-	err := os.WriteFile(temp, b, 0o600)
+	err := writeNew(temp, b)
 	if err == nil {
 		err = os.Rename(temp, path)
 	}
@@ -138,6 +138,19 @@ func writeLedger(runDir string, b []byte) error {
 		os.Remove(temp)
 	}
 	return err
+}
+
+// writeNew makes a file in a folder where the app may put anything: a link to somewhere else, or a pipe that nobody reads, is replaced.
+func writeNew(path string, b []byte) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
 }
 
 // ledger is the state of things. On the loop.
@@ -303,10 +316,15 @@ func (s *Supervisor) unkeepClosed() {
 	}
 }
 
+// What cannot be taken out now, for want of a descriptor, is when something else is: no name is used twice.
 func (s *Supervisor) unkeep(names ...string) {
+	s.stuckMu.Lock()
+	defer s.stuckMu.Unlock()
+	names, s.stuck = append(s.stuck, names...), nil
 	for _, name := range names {
 		if err := (systemd.FDStore{}).Remove(name); err != nil {
 			s.logf("%v", err)
+			s.stuck = append(s.stuck, name)
 		}
 	}
 }

@@ -27,7 +27,7 @@ import (
 // Limits of the control API: what one peer may send, and how many there may be.
 const (
 	maxRequest     = 64 << 10
-	maxControl     = 64  // connections at once
+	maxStreams     = 32  // followers at once
 	maxLarge       = 2   // requests at once that may be larger than maxRequest
 	streamed       = -1  // of a request that its endpoint reads by itself
 	maxBy          = 200 // bytes of who asks
@@ -68,7 +68,7 @@ func (s *Supervisor) listenControl() (net.Listener, error) {
 		return nil, fmt.Errorf("open the control socket to its group: %w", err)
 	}
 	s.control = ln.(*net.UnixListener)
-	return newPeerListener(ln, maxControl, s.logf), nil
+	return newPeerListener(ln, s.isApp, s.logf), nil
 }
 
 // inheritControl goes on with the socket on which the supervisor before this one took commands: nobody is refused meanwhile.
@@ -83,7 +83,13 @@ func (s *Supervisor) inheritControl() (net.Listener, error) {
 		return nil, fmt.Errorf("go on with the control socket: it is %s", ln.Addr())
 	}
 	s.control.SetUnlinkOnClose(true)
-	return newPeerListener(ln, maxControl, s.logf), nil
+	return newPeerListener(ln, s.isApp, s.logf), nil
+}
+
+// isApp tells whether pid belongs to a generation.
+func (s *Supervisor) isApp(pid int) (is bool) {
+	s.do(func() { is = s.generationOf(pid) != nil })
+	return is
 }
 
 type controlServer struct{ http *http.Server }
@@ -151,10 +157,13 @@ func (s *Supervisor) routes() http.Handler {
 		if err != nil {
 			return nil, err
 		}
-		if err := s.replace(context.WithoutCancel(r.Context()), req.By); err != nil {
+		err = s.replace(context.WithoutCancel(r.Context()), req.By)
+		if s.hasLeft() {
+			defer s.leaving() // when whoever asked has his answer
+		}
+		if err != nil {
 			return nil, err
 		}
-		defer s.leaving() // when whoever asked has his answer
 		writeJSON(w, http.StatusOK, s.status())
 		return nil, http.NewResponseController(w).Flush()
 	})
@@ -318,7 +327,7 @@ func (s *Supervisor) writeError(w http.ResponseWriter, err error) {
 		c.Message = err.Error() // with what is around it
 		e = &c
 	default:
-		e = api.ErrInternal.With(err.Error())
+		e = internal(err)
 	}
 	if e.State == "" {
 		s.do(func() { e.State = s.servingText() })
@@ -477,10 +486,14 @@ func (s *Supervisor) cancelUpgrade(_ http.ResponseWriter, r *http.Request) (any,
 }
 
 // stream writes pieces as they come until the peer leaves or the supervisor ends; a peer that does not read is dropped. beat, which may be nil,
-// fires now and then so that a piece without anything in it is written.
+// fires now and then so that a piece without anything in it is written. Of more than maxStreams the oldest is ended: who is there goes on where it
+// was, and who only forgot to leave must not keep others out.
 func (s *Supervisor) stream(w http.ResponseWriter, r *http.Request, contentType string, beat <-chan time.Time, next func() (b []byte, more <-chan struct{})) {
 	rc := http.NewResponseController(w)
 	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Connection", "close") // its place is free when it ends
+	ctx, leave := s.followers.join(r.Context())
+	defer leave()
 	for {
 		b, more := next()
 		rc.SetWriteDeadline(time.Now().Add(s.patience.write))
@@ -490,7 +503,7 @@ func (s *Supervisor) stream(w http.ResponseWriter, r *http.Request, contentType 
 		select {
 		case <-more:
 		case <-beat:
-		case <-r.Context().Done():
+		case <-ctx.Done():
 			return
 		}
 	}

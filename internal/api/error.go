@@ -37,6 +37,8 @@ var (
 	ErrEnvironment = code("missing-env")    // a required variable or interpreter is not there
 	ErrDiskSpace   = code("no-space")       // no room on the host's disk
 	ErrMemory      = code("no-memory")      // no room for a second generation
+	ErrReadOnly    = code("read-only")      // the host's disk
+	ErrLimit       = code("at-limit")       // no descriptors or processes left to the daemon
 	ErrDigest      = code("wrong-digest")   // a file is not what the manifest says
 	ErrIncomplete  = code("incomplete")     // parts are still missing
 	ErrBundle      = code("bad-bundle")     // the release could not be made of it: send it without a base
@@ -67,7 +69,7 @@ func (e *Error) HTTPStatus() int {
 		return http.StatusInternalServerError
 	case ErrStopping.Code:
 		return http.StatusServiceUnavailable
-	case ErrDiskSpace.Code, ErrMemory.Code:
+	case ErrDiskSpace.Code, ErrMemory.Code, ErrReadOnly.Code, ErrLimit.Code:
 		return http.StatusInsufficientStorage
 	case ErrBadRequest.Code, ErrManifest.Code:
 		return http.StatusBadRequest

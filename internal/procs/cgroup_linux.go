@@ -95,6 +95,9 @@ func (t *cgroupTree) empty(ctx context.Context) error {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || bytes.Contains(b, []byte("populated 0")) {
 			return nil
 		}
+		if err != nil { // no descriptor is left, say: what would be waited for may have been
+			return err
+		}
 		if _, err := f.Read(event[:]); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)

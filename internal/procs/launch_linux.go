@@ -56,9 +56,11 @@ func Launch(spec Spec) (*Group, error) {
 	dir, err := newCgroup(spec)
 	if err == nil {
 		g, err := launchInCgroup(spec, dir)
-		if err == nil || isFinal(err) {
+		if err == nil || isFinal(err) || errors.Is(err, unix.EAGAIN) { // no process, wherever
 			return g, err
 		}
+	} else if isFinal(err) {
+		return nil, err
 	}
 	// Not delegated, or delegated in vain (clone3 is filtered, the hierarchy is threaded): the tree is found without it.
 	t, err := newSession()
@@ -73,6 +75,7 @@ func Launch(spec Spec) (*Group, error) {
 func launchInCgroup(spec Spec, dir string) (*Group, error) {
 	f, err := os.Open(dir)
 	if err != nil {
+		removeCgroup(dir)
 		return nil, err
 	}
 	defer f.Close()
@@ -87,11 +90,12 @@ func launchInCgroup(spec Spec, dir string) (*Group, error) {
 	return g, err
 }
 
-// isFinal tells an error that no other way of starting would avoid.
+// isFinal tells an error that no other way of starting would avoid, or that will be over at some time: a generation must not be without its
+// cgroup because of that.
 func isFinal(err error) bool {
 	var exec *ExecError
 	var no refused
-	return errors.As(err, &exec) || errors.As(err, &no)
+	return errors.As(err, &exec) || errors.As(err, &no) || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
 // launch starts one process into tree t. cgroupFD is the cgroup to be born in, join the one that the helper enters.

@@ -76,8 +76,10 @@ func TestKilled_UnderSystemd_NobodyNotices(t *testing.T) {
 	}
 	for i := range duringUpgrades {
 		version := fmt.Sprint(i + 2)
+		m := s.at(api.PhaseVerify)
 		c := s.startPush(version)
-		<-time.After(rand.N(1200 * time.Millisecond))
+		must(t, m.wait())
+		<-time.After(rand.N(900 * time.Millisecond)) // an upgrade takes some 800 ms
 		s.awaitDaemon(s.killDaemon())
 		c.within(patience)
 		last := s.quiet()

@@ -54,7 +54,7 @@ func variant(t *testing.T, pkg string, edits ...edit) string {
 	list, err := json.Marshal(map[string]map[string]string{"Replace": files})
 	must(t, err)
 	must(t, os.WriteFile(overlay, list, 0o644))
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-overlay", overlay, "-o", out, "./"+pkg)
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-ldflags", "-s -w", "-overlay", overlay, "-o", out, "./"+pkg)
 	cmd.Dir, cmd.Env = source, append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build a %s with %+v: %v\n%s", pkg, edits, err, text)

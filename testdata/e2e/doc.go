@@ -9,7 +9,8 @@
 // cut or a dead line is a real one, nothing in the programs under test knows of it. Where no lab can run one loud
 // line says so, and with CI=true that is a failure.
 //
-// `make e2e` builds the programs and runs it. HOTDEPLOY_BIN names another folder to take them from.
+// `make e2e` builds the programs and runs it, `make soak-e2e` runs the long form of those tests that have one (-soak). HOTDEPLOY_BIN names
+// another folder to take the programs from.
 //
 // Read first: service_test.go (a service, its project, its pushes), then push_test.go.
 package e2e

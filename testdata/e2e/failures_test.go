@@ -178,7 +178,7 @@ func TestPush_DiskFullOrReadOnly_ThenNotAnyMore(t *testing.T) {
 			var c *command
 			if tt.at == "" {
 				tt.from()
-				c = s.startPush(version)
+				c = s.startPush(version, soak("1s"))
 			} else {
 				m := s.at(tt.at)
 				c = s.startPush(version, soak("1s"))

@@ -65,20 +65,23 @@ func TestReplaced_ByOneThatCannot_NothingChanges(t *testing.T) {
 	s := newLiveService(t)
 	s.push("1").want(0)
 	l := s.load(load.Options{WebSockets: 50, NewConnsPerSecond: 50, Held: load.MayMove})
-	const run = "return supervise(cmd, cfg)"
 	good := variant(t, "cmd/hotdeployd", edit{"supervisor/replace.go", "replaceTimeout = 30 *", "replaceTimeout = 3 *"})
+	broken := variant(t, "cmd/hotdeployd", edit{"supervisor/store/state.go", "StateFormat = 1", "StateFormat = 0"}, edit{"cmd/hotdeployd/main.go", "func main() {", `func main() {
+	switch how, _ := os.ReadFile("/run/broken"); os.Args[1] + string(how) {
+	case "versionat all", "runat once":
+		os.Exit(7)
+	case "runhangs":
+		syscall.Pause()
+	}
+`})
 	s.setsUp(good)
 	before, installed := s.status(), s.run("sha256sum /usr/local/bin/hotdeployd")
-	for name, tt := range map[string]struct{ daemon, says string }{
-		"ends at once":          {variant(t, "cmd/hotdeployd", edit{"cmd/hotdeployd/run.go", run, `os.Exit(7); ` + run}), "exit status 7"},
-		"hangs":                 {variant(t, "cmd/hotdeployd", edit{"cmd/hotdeployd/run.go", run, `select {}; ` + run}), "timed out"},
-		"does not even run":     {variant(t, "cmd/hotdeployd", edit{"cmd/hotdeployd/main.go", "func main() {", `func main() { os.Exit(7)`}), "does not run on this host"},
-		"cannot read the state": {variant(t, "cmd/hotdeployd", edit{"supervisor/store/state.go", "StateFormat = 1", "StateFormat = 0"}), "newer hotdeployd"},
-	} {
-		t.Run(name, func(t *testing.T) {
+	for how, says := range map[string]string{"at once": "exit status 7", "hangs": "timed out", "at all": "does not run on this host", "state": "newer hotdeployd"} {
+		t.Run(how, func(t *testing.T) {
 			s := s.under(t)
-			c := s.hotdeploy("setup", s.host, "--daemon", tt.daemon).want(3)
-			c.wantText(tt.says, "state:", "hint:", "hotdeploy setup "+s.host).oneScreen()
+			s.run("printf '" + how + "' >/run/broken")
+			c := s.hotdeploy("setup", s.host, "--daemon", broken).want(3)
+			c.wantText(says, "state:", "hint:", "hotdeploy setup "+s.host).oneScreen()
 			t.Logf("%s", c)
 			if got := s.run("sha256sum /usr/local/bin/hotdeployd"); got != installed {
 				t.Errorf("installed is %s, it was %s", got, installed)
@@ -114,20 +117,20 @@ func TestReplaced_UnitChangedToo_SaysWhatWaits(t *testing.T) {
 	lowPort := "\n[[listen]]\nname = \"low\"\naddress = \":81\"\n"
 	s.base.More = lowPort
 	s.write()
-	before := s.daemonPID()
-	c := s.hotdeploy("setup", s.host, "--daemon", ofVersion(t, "2.0")).want(0)
+	before, newer := s.daemonPID(), ofVersion(t, "2.0")
+	c := s.hotdeploy("setup", s.host, "--daemon", newer).want(0)
 	c.wantText("process "+before+" made way for", "updated /etc/systemd/system/", "restart needed", "capabilities", "sandbox", "hotdeploy restart --daemon "+s.host).oneScreen()
 	t.Logf("%s", c)
 	if reload := s.run("systemctl show -P NeedDaemonReload NAME"); reload != "no" {
 		t.Error("systemd has not read the unit")
 	}
-	s.hotdeploy("setup", s.host, "--daemon", ofVersion(t, "2.0")).want(0).wantText("nothing to change", "capabilities")
+	s.hotdeploy("setup", s.host, "--daemon", newer).want(0).wantText("nothing to change", "capabilities")
 	if a := strings.Join(s.status().Daemon.Adopted, "\n"); !strings.Contains(a, "generation 1 (1, serving)") {
 		t.Errorf("it tells %q", a)
 	}
 	unnoticed(t, l)
 	s.hotdeploy("restart", "--daemon", s.host).want(0)
-	again := s.hotdeploy("setup", s.host, "--daemon", ofVersion(t, "2.0")).want(0).wantText("nothing to change")
+	again := s.hotdeploy("setup", s.host, "--daemon", newer).want(0).wantText("nothing to change")
 	if strings.Contains(again.text(), "restart") {
 		t.Errorf("after the restart it still says\n%s", again.text())
 	}

@@ -14,6 +14,8 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -101,6 +103,12 @@ func routes() http.Handler {
 		case <-r.Context().Done():
 			log.Print("the context of a slow request has ended")
 		}
+	})
+	mux.HandleFunc("GET /self", func(w http.ResponseWriter, _ *http.Request) { // after it has thrown away what it can
+		debug.FreeOSMemory()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		json.NewEncoder(w).Encode(map[string]uint64{"goroutines": uint64(runtime.NumGoroutine()), "heap": m.HeapAlloc})
 	})
 	mux.HandleFunc("GET /ws", echo)
 	mux.HandleFunc("GET /live", live)
