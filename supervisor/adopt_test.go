@@ -1,8 +1,6 @@
 package supervisor
 
 import (
-	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -41,6 +39,10 @@ func TestKilled_WhileItServes_TheNextOneGoesOn(t *testing.T) {
 		}
 		if a := st.Daemon.Adopted; len(a) == 0 || !strings.Contains(a[0], "with generation 1 (1, serving), 1 listener") {
 			t.Errorf("it tells %q", a)
+		}
+		lost := "lost: the control channel of generation 1: its connections will not move to the next release, they drain"
+		if says := slices.Contains(st.Daemon.Adopted, lost) && strings.Contains(r.out.String(), lost+"\n"); says != (r.manager == nil) {
+			t.Errorf("it tells %q", st.Daemon.Adopted)
 		}
 		if r.manager != nil {
 			want := []string{"control.1", "listener.1", "notify.sock", "process.1"}
@@ -85,10 +87,8 @@ func TestKilled_AppDiesMeanwhile_IsToldWithItsStatusAndRestarted(t *testing.T) {
 	})
 }
 
-func isAlive(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && !strings.Contains(string(b), ") Z ")
-}
+// isAlive is true until the last thread has ended: only then what the process had open is closed.
+func isAlive(pid int) bool { return !hasEnded(pid) }
 
 func TestKilled_WhileOldOnesDrain_TheirDeadlinesStay(t *testing.T) {
 	inCrashModes(t, func(t *testing.T, r *crashRig) {

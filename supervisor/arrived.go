@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 )
@@ -26,6 +27,7 @@ func (s *Supervisor) arrives(digest string) {
 	if err := s.changeState(func(st *store.State) { st.Arrive(digest) }); err != nil {
 		s.logf("note that a release arrives: %v", err) // then it stays
 	}
+	failpoint.At("arrived")
 }
 
 func (s *Supervisor) hasArrived(digest string) (yes bool) {
@@ -84,6 +86,7 @@ func (s *Supervisor) withdraw(ref release.Ref) {
 	if !s.hasArrived(ref.Digest) {
 		return
 	}
+	failpoint.At("withdraw")
 	err := s.store.Withdraw(context.WithoutCancel(s.ctx), ref, func(digest string) (runs bool) {
 		s.do(func() { runs = s.runs(digest) != nil })
 		return runs
@@ -95,6 +98,7 @@ func (s *Supervisor) withdraw(ref release.Ref) {
 		s.logf("%v", err)
 		return
 	}
+	failpoint.At("withdrawn")
 	s.logf("took release %s back: it was never committed", ref.Version)
 	if err := s.changeState(func(st *store.State) { st.Settle(ref.Digest) }); err != nil {
 		s.logf("write the state: %v", err)

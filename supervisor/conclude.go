@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 )
@@ -31,7 +32,7 @@ func (s *Supervisor) conclude(u *upgrade, g *generation, err error) {
 	record := s.outcome(u, g, err)
 	counts := err != nil && record.Error.Code != api.ErrCancelled.Code && record.Error.Code != api.ErrStopping.Code
 	s.remember(u, record, counts)
-	s.at("remembered")
+	failpoint.At("remembered")
 	s.do(func() {
 		u.record = *record
 		s.busy = nil
@@ -92,7 +93,7 @@ func (s *Supervisor) remember(u *upgrade, record *api.Upgrade, counts bool) {
 	if record.Kind == api.KindStart {
 		return
 	}
-	s.at("in history")
+	failpoint.At("in history")
 	if err := s.changeState(func(st *store.State) { st.Upgrade = nil }); err != nil {
 		s.logf("write the state: %v", err)
 	}
@@ -149,7 +150,7 @@ func (s *Supervisor) prune(g *generation) {
 		}
 	}
 	s.alone(func() {
-		s.at("prune")
+		failpoint.At("prune")
 		removed, err := s.store.Prune(s.ctx, g.rel.Manifest.Spec.Releases.Keep, func(digest string) bool { return inUse[digest] })
 		if err != nil && s.ctx.Err() == nil {
 			s.logf("prune old releases: %v", err)
@@ -157,6 +158,7 @@ func (s *Supervisor) prune(g *generation) {
 		for _, v := range removed {
 			s.logf("removed old release %s", v)
 		}
+		failpoint.At("pruned")
 	})
 }
 

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hotdeploy/hotdeploy/internal/config"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/systemd"
 	"github.com/hotdeploy/hotdeploy/testdata/apps"
@@ -31,12 +33,11 @@ import (
 
 // daemonSpec is what the test binary must know to be a daemon of a crash rig.
 type daemonSpec struct {
-	Config config.Daemon
-	Cgroup string
-	FailAt string // dies at the Nth time that it comes to this step
-	Nth    int
-
-	Footprint string // a socket where it tells what it takes
+	Config     config.Daemon
+	Cgroup     string
+	Failpoints string        // the file for failpoint.Arm
+	Within     time.Duration // that a successor has to prove itself; zero: ReplaceWithin
+	Footprint  string        // a socket where it tells what it takes
 }
 
 // beDaemon is that daemon.
@@ -52,17 +53,20 @@ func beDaemon() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	flip, err := NewFlip()
+	failpoint.Arm(spec.Failpoints)
+	flip, err := NewFlip(cmp.Or(spec.Within, ReplaceWithin))
 	if err != nil {
 		log.Fatal(err)
+	}
+	version := "test"
+	if b, err := os.ReadFile(filepath.Join(spec.Config.Root, "daemon-version")); err == nil {
+		version = string(b)
 	}
 	if spec.Footprint != "" {
 		if err := tellFootprint(spec.Footprint); err != nil {
 			log.Fatal(err)
 		}
 	}
-	var mu sync.Mutex
-	left := max(spec.Nth, 1)
 	socks, stored := systemd.Split(passed)
 	if flip.Follows() {
 		misbehaveAsSuccessor(spec)
@@ -70,19 +74,8 @@ func beDaemon() {
 			log.Fatal(err)
 		}
 	}
-	s, err := New(Options{Flip: flip, Config: spec.Config, Version: "test", Helper: []string{"/proc/self/exe", "launch"}, Cgroup: spec.Cgroup,
-		Sockets: socks, Stored: stored, Environ: []string{"PATH=" + os.Getenv("PATH")}, Output: os.Stderr, Log: log.New(os.Stderr, "", log.Lmicroseconds),
-		At: func(step string) {
-			mu.Lock()
-			defer mu.Unlock()
-			if step != spec.FailAt {
-				return
-			}
-			if left--; left == 0 {
-				unix.Kill(os.Getpid(), unix.SIGKILL)
-				select {}
-			}
-		}})
+	s, err := New(Options{Flip: flip, Config: spec.Config, Version: version, Helper: []string{"/proc/self/exe", "launch"}, Cgroup: spec.Cgroup,
+		Sockets: socks, Stored: stored, Environ: []string{"PATH=" + os.Getenv("PATH")}, Output: os.Stderr, Log: log.New(os.Stderr, "", log.Lmicroseconds)})
 	if err != nil {
 		if flip.Follows() {
 			flip.Refuse(err)
@@ -132,20 +125,28 @@ type crashRig struct {
 	ended   chan struct{}
 	out     *logBuffer
 	print   *os.File // where daemons and what they leave write to
+
+	armed     string // the step of the failpoint
+	successor int    // pid of the daemon that is to replace the one of cmd, if one is
+	serial    int    // of the last version
+	over      bool   // everything was ended
 }
 
 // crashModes are the ways in which a supervisor can find its generations again.
 var crashModes = []string{"fd store and cgroups", "nothing but the ledger"}
 
-func newCrashRig(t testing.TB, mode string) *crashRig {
+func newCrashRig(t testing.TB, mode string, changes ...func(*daemonSpec)) *crashRig {
 	t.Helper()
 	r := &crashRig{rig: emptyRig(t), out: &logBuffer{}}
 	r.log = r.out
 	r.app = apps.BuildFailing(t, "wslive")
-	r.spec = daemonSpec{Config: r.cfg, Cgroup: procs.NoCgroup}
+	r.spec = daemonSpec{Config: r.cfg, Cgroup: procs.NoCgroup, Failpoints: filepath.Join(r.dir, "failpoint")}
 	if mode == crashModes[0] {
 		r.spec.Cgroup = testCgroup(t)
 		r.manager = newManager(t, r.dir)
+	}
+	for _, c := range changes {
+		c(&r.spec)
 	}
 	printed, w, err := os.Pipe()
 	if err != nil {
@@ -232,20 +233,13 @@ func (r *crashRig) kill() {
 	r.client.Close()
 }
 
-// died waits until the daemon has ended by itself, at its failpoint.
-func (r *crashRig) died() {
-	r.t.Helper()
-	select {
-	case <-r.ended:
-		r.client.Close()
-	case <-time.After(30 * time.Second):
-		r.t.Fatalf("it did not come to %s", r.spec.FailAt)
-	}
-}
-
 // endAll stops the daemon in order; that nothing is left is the audit's to find out.
 func (r *crashRig) endAll() {
-	r.spec.FailAt = ""
+	if r.over {
+		return
+	}
+	r.over = true
+	r.disarm()
 	select {
 	case <-r.ended:
 		if r.t.Failed() {
@@ -268,6 +262,19 @@ func (r *crashRig) endAll() {
 	}
 	os.Remove(ledgerPath(r.cfg.RunDir)) // as systemd removes the run directory
 	reapSuccessors()
+}
+
+// destroy ends what a failed test has left, so that it is not taken for another one's.
+func (r *crashRig) destroy() {
+	r.over = true
+	daemons, others := r.processes()
+	for _, pid := range slices.Concat(daemons, others) {
+		unix.Kill(pid, unix.SIGKILL)
+	}
+	r.client.Close()
+	if r.manager != nil {
+		r.manager.close()
+	}
 }
 
 // reapSuccessors reaps daemons that another one started in its place. They come to us when it ends, since the supervisors that other

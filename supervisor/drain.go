@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/internal/sockets"
 )
 
@@ -27,7 +28,7 @@ func (s *Supervisor) drain(g *generation) {
 	}
 	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) is draining", g.number, g.rel.Version)})
 	s.record()
-	s.at("drain")
+	failpoint.At("drain")
 	s.tell(g)
 	s.background(func() { s.seeOff(g) })
 }
@@ -42,7 +43,7 @@ func (s *Supervisor) tell(g *generation) {
 	}
 	g.told = true
 	s.record()
-	s.at("told")
+	failpoint.At("told")
 }
 
 // usualSample is how often the kernel is asked for a draining generation's connections at most, and maxSample how often at
@@ -308,7 +309,7 @@ func (s *Supervisor) end(g *generation, grace time.Duration) {
 		g.state = api.GenStopping
 		s.record()
 	})
-	s.at("end")
+	failpoint.At("end")
 	if grace > 0 {
 		if err := g.group.Signal(syscall.SIGTERM); err != nil {
 			s.logf("generation %d: ask it to stop: %v", g.number, err)

@@ -68,7 +68,7 @@ func end(ctx context.Context, cfg config.Daemon, l *ledger, logger *log.Logger) 
 		known = append(known, r.Process.Cgroup)
 		longest = max(longest, time.Duration(r.StopAfter))
 	}
-	(systemd.Notifier{}).ExtendTimeout(longest + 2*killTimeout)
+	defer extend(systemd.Notifier{}, longest+2*killTimeout, func() {})()
 	for i, r := range l.Generations {
 		wg.Go(func() { errs[i] = endLeft(ctx, r, logger) })
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 	"github.com/hotdeploy/hotdeploy/systemd"
@@ -75,7 +76,7 @@ func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) 
 	if kills, err := oomKills(); err == nil {
 		g.oomBefore = &kills
 	}
-	s.at("start")
+	failpoint.At("start")
 	if err := s.launch(u, g); err != nil {
 		s.unkeep(processName(g.number), controlName(g.number))
 		s.do(func() {
@@ -85,7 +86,7 @@ func (s *Supervisor) start(u *upgrade, rel *store.Release) (*generation, error) 
 		return nil, err
 	}
 	s.background(func() { s.watch(g) })
-	s.at("started")
+	failpoint.At("started")
 	s.emit(api.Event{Type: api.EventGeneration, Generation: g.number, Text: fmt.Sprintf("generation %d (%s) started, pid %d", g.number, rel.Version, g.group.Pid())})
 	return g, nil
 }
@@ -101,7 +102,7 @@ func (s *Supervisor) born(u *upgrade, g *generation, group *procs.Group) error {
 	defer pidfd.Close()
 	s.keep(processName(g.number), pidfd)
 	s.keep(controlName(g.number), g.line)
-	s.at("born")
+	failpoint.At("born")
 	s.do(func() {
 		u.record.Generation = g.number
 		s.gens[g.number] = g
@@ -109,7 +110,7 @@ func (s *Supervisor) born(u *upgrade, g *generation, group *procs.Group) error {
 			err = nil
 		}
 	})
-	s.at("recorded")
+	failpoint.At("recorded")
 	return err
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 	"github.com/hotdeploy/hotdeploy/upgrade/control"
@@ -100,7 +101,7 @@ func (s *Supervisor) handoff(u *upgrade, g *generation) (err error) {
 	}
 	s.do(func() { u.gave = old })
 	s.phase(u, api.PhaseHandoff)
-	s.at("handoff")
+	failpoint.At("handoff")
 	h, err := s.move(u.ctx, old, g, g)
 	s.do(func() { u.record.Handoff, u.text = h, movedText(h, old, g) })
 	switch {
@@ -113,7 +114,7 @@ func (s *Supervisor) handoff(u *upgrade, g *generation) (err error) {
 		e.Hint = fmt.Sprintf("see what it says of that: hotdeploy logs --release %s", g.rel.Version)
 		return e
 	}
-	s.at("handed over")
+	failpoint.At("handed over")
 	return nil
 }
 
@@ -175,7 +176,7 @@ func (s *Supervisor) handBack(u *upgrade, g *generation) {
 	if old == nil || old.line.Conn == nil {
 		return
 	}
-	s.at("hand back")
+	failpoint.At("hand back")
 	if err := old.line.Send(control.Message{Type: control.Proceed, Takes: true}, nil, sendTimeout); err != nil {
 		s.logf("generation %d: %v", old.number, err)
 		return

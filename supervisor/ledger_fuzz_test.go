@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
@@ -54,9 +55,16 @@ func TestLedger_DamagedOrNewer_SaysWhatToType(t *testing.T) {
 			t.Fatal(err)
 		}
 		l, err := readLedger(dir, "echo")
-		if l != nil || !errors.Is(err, want) {
+		if l != nil || !errors.Is(err, want) || !strings.Contains(err.Error(), "systemctl stop echo") {
 			t.Errorf("%s: %+v, %v", content, l, err)
 		}
-		t.Logf("%v", err)
+	}
+}
+
+// An older daemon can go on after a newer one that only writes down more.
+func TestLedger_WithWhatANewerOneAdds_IsRead(t *testing.T) {
+	l, err := decodeLedger([]byte(`{"format":1,"service":"echo","boot_id":"b","added":{"later":1},"listeners":[{"id":1,"more":true}]}`), "echo")
+	if err != nil || len(l.Listeners) != 1 {
+		t.Errorf("%+v, %v", l, err)
 	}
 }

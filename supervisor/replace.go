@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 )
 
 // This file is how a supervisor makes way for another one, of a newer binary, while everything runs on. tableflip starts it; all descriptors
@@ -30,8 +31,8 @@ import (
 //
 // If the old one dies before its "go" the new one exits too: systemd starts another one, which goes on by the fd store.
 
-// replaceTimeout is how long the new supervisor has to prove that it can go on.
-var replaceTimeout = 30 * time.Second
+// ReplaceWithin is how long a new supervisor usually has to prove that it can go on.
+const ReplaceWithin = 30 * time.Second
 
 // linkName is what tableflip calls the new one's end of the channel.
 const linkName = "hotdeploy"
@@ -48,15 +49,16 @@ type Flip struct {
 	ours   *os.File // where a new one is sent descriptors, and reports
 	theirs *os.File // its end, to be drained after a failure
 	parent *os.File // the end that an older one gave us
+	within time.Duration
 }
 
-// NewFlip must be called before anything opens a descriptor.
-func NewFlip() (*Flip, error) {
-	upg, err := tableflip.New(tableflip.Options{UpgradeTimeout: replaceTimeout})
+// NewFlip must be called before anything opens a descriptor. A new supervisor that has proved nothing within that time is killed.
+func NewFlip(within time.Duration) (*Flip, error) {
+	upg, err := tableflip.New(tableflip.Options{UpgradeTimeout: within})
 	if err != nil {
 		return nil, err
 	}
-	f := &Flip{upg: upg}
+	f := &Flip{upg: upg, within: within}
 	if f.parent, err = upg.Fds.File(linkName); err != nil {
 		return nil, err
 	}
@@ -139,7 +141,7 @@ func receive(from *os.File, by time.Time) (m linkMessage, files []*os.File, err 
 
 // Inherit is what the older supervisor passes on.
 func (f *Flip) Inherit() (stored []*os.File, err error) {
-	for by := time.Now().Add(replaceTimeout); ; {
+	for by := time.Now().Add(f.within); ; {
 		m, files, err := receive(f.parent, by)
 		if err != nil || len(files) != len(m.Names) {
 			return nil, errors.Join(errors.New("take over descriptors"), err)
@@ -168,18 +170,19 @@ func (f *Flip) TakeOver(ctx context.Context, s *Supervisor) error {
 		f.Refuse(err)
 		return err
 	}
+	failpoint.At("proving")
 	if err := send(f.parent, linkMessage{Proved: os.Getpid()}, nil); err != nil {
 		return err
 	}
 	if err := f.upg.Ready(); err != nil {
 		return err
 	}
-	m, _, err := receive(f.parent, time.Now().Add(replaceTimeout))
+	m, _, err := receive(f.parent, time.Now().Add(f.within))
 	if err != nil || !m.Go {
 		return errors.Join(errors.New("the supervisor before this one did not hand over"), err)
 	}
 	f.parent.Close()
-	ctx, cancel := context.WithTimeout(ctx, replaceTimeout)
+	ctx, cancel := context.WithTimeout(ctx, f.within)
 	defer cancel()
 	return f.upg.WaitForParent(ctx)
 }
@@ -198,11 +201,17 @@ func (s *Supervisor) replace(ctx context.Context, by string) error {
 		return err
 	}
 	err := s.handOver(ctx)
-	if err != nil {
+	if err != nil && !s.hasLeft() {
 		s.do(func() { s.replacing = ""; s.ensure() })
 		s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("the daemon was not replaced, nothing has changed: %v", err)})
 	}
 	return err
+}
+
+// hasLeft tells whether everything is another supervisor's by now.
+func (s *Supervisor) hasLeft() (yes bool) {
+	s.do(func() { yes = s.successor != 0 })
+	return yes
 }
 
 // holdStill lets nothing begin any more.
@@ -233,16 +242,19 @@ func (s *Supervisor) handOver(ctx context.Context) error {
 		f.drain()
 		return fmt.Errorf("pass the descriptors: %w", err)
 	}
-	s.at("replace")
+	failpoint.At("replace")
+	began := time.Now()
 	upgradeErr := f.upg.Upgrade()
 	m, _, err := receive(f.ours, time.Now().Add(sendTimeout))
 	switch {
 	case m.Error != "":
 		err = errors.New("the new daemon: " + m.Error)
+	case upgradeErr != nil && time.Since(began) >= f.within:
+		err = fmt.Errorf("the new daemon hangs: it proved nothing within %s and was killed", f.within)
 	case upgradeErr != nil:
 		err = fmt.Errorf("the new daemon: %w", upgradeErr)
 	case err == nil && m.Proved > 0:
-		s.at("proved")
+		failpoint.At("proved")
 		return s.leaveTo(m.Proved, f)
 	case err == nil:
 		err = errors.New("the new daemon proved nothing")
@@ -256,17 +268,48 @@ func (s *Supervisor) handOver(ctx context.Context) error {
 // leaveTo makes pid the main process and ends this supervisor without ending anything else.
 func (s *Supervisor) leaveTo(pid int, f *Flip) error {
 	s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("making way for the daemon with pid %d", pid)})
+	s.nameMain(pid)
+	failpoint.At("main pid")
+	s.control.SetUnlinkOnClose(false)
+	s.do(func() { s.recordNothing, s.successor = true, pid })
+	err := send(f.ours, linkMessage{Go: true}, nil)
+	failpoint.At("gone")
+	if err != nil {
+		return errSuccessorEnded
+	}
+	return nil
+}
+
+// errSuccessorEnded is no reason to stay: tableflip hands over once, and whoever systemd starts goes on with everything.
+var errSuccessorEnded = errors.New("the new daemon ended just when it was to go on; systemd starts another one")
+
+// leaveToSuccessor is the end of a supervisor that has made way for another one. If that has ended too, systemd must learn it by our end: it may not see that of a
+// process which it has not started.
+func (s *Supervisor) leaveToSuccessor(pid int) error {
+	if !hasEnded(pid) {
+		return nil
+	}
+	s.nameMain(os.Getpid())
+	return errSuccessorEnded
+}
+
+func hasEnded(pid int) bool {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(fd)
+	n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return n > 0
+}
+
+// nameMain tells systemd which process is the service's, and waits until it knows.
+func (s *Supervisor) nameMain(pid int) {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	if err := errors.Join(s.notify.MainPID(pid), s.notify.Barrier(ctx)); err != nil {
 		s.logf("%v", err)
 	}
-	s.at("main pid")
-	s.control.SetUnlinkOnClose(false)
-	s.do(func() { s.recordNothing, s.handedOver = true, true })
-	err := send(f.ours, linkMessage{Go: true}, nil)
-	s.at("gone")
-	return err
 }
 
 const storeTimeout = 5 * time.Second

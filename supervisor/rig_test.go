@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -28,6 +29,10 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) > 2 && os.Args[1] == "app" {
 		selves[os.Args[2]]()
+		os.Exit(0)
+	}
+	if len(os.Args) > 1 && os.Args[1] == "command" {
+		beCommand()
 		os.Exit(0)
 	}
 	if len(os.Args) > 1 && os.Args[1] == "daemon" {
@@ -162,7 +167,11 @@ func (r *rig) pack(version string, changes ...change) (*release.Packed, error) {
 	if r.app == "" {
 		r.app = apps.Build(r.t, "wsecho", "", "")
 	}
-	copyFile(r.t, r.app, filepath.Join(src, "bin/wsecho"))
+	writeFile(r.t, filepath.Join(src, "bin/wsecho"), "#!/bin/sh\nexec "+r.app+` "$@"`) // some bytes: a release of megabytes is the store's to test
+	return release.Pack(r.ctx(), release.PackOptions{Dir: src, Service: "echo", Version: version, Files: []string{"**"}, Spec: r.specOf(changes...)})
+}
+
+func (r *rig) specOf(changes ...change) release.Spec {
 	spec := release.Spec{Run: release.Run{Command: []string{"bin/wsecho"}, Env: map[string]string{}},
 		Listeners: []release.Listener{{Name: "http", Network: "tcp", Address: r.addr}}}
 	spec.SetDefaults()
@@ -171,7 +180,7 @@ func (r *rig) pack(version string, changes ...change) (*release.Packed, error) {
 	for _, c := range changes {
 		c(&spec)
 	}
-	return release.Pack(r.ctx(), release.PackOptions{Dir: src, Service: "echo", Version: version, Files: []string{"**"}, Spec: spec})
+	return spec
 }
 
 func (r *rig) tryInstall(version string, changes ...change) error {
@@ -308,16 +317,9 @@ func devNull(t testing.TB) *os.File {
 	return f
 }
 
-func copyFile(t testing.TB, from, to string) {
+func writeFile(t testing.TB, name, content string) {
 	t.Helper()
-	b, err := os.ReadFile(from)
-	if err == nil {
-		err = os.MkdirAll(filepath.Dir(to), 0o755)
-	}
-	if err == nil {
-		err = os.WriteFile(to, b, 0o755)
-	}
-	if err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(content), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -157,10 +157,13 @@ func (s *Supervisor) routes() http.Handler {
 		if err != nil {
 			return nil, err
 		}
-		if err := s.replace(context.WithoutCancel(r.Context()), req.By); err != nil {
+		err = s.replace(context.WithoutCancel(r.Context()), req.By)
+		if s.hasLeft() {
+			defer s.leaving() // when whoever asked has his answer
+		}
+		if err != nil {
 			return nil, err
 		}
-		defer s.leaving() // when whoever asked has his answer
 		writeJSON(w, http.StatusOK, s.status())
 		return nil, http.NewResponseController(w).Flush()
 	})

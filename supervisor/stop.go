@@ -158,12 +158,37 @@ func (s *Supervisor) shutdown() {
 			longest = max(longest, time.Duration(g.rel.Manifest.Spec.Run.StopAfter))
 		}
 	})
-	s.notify.ExtendTimeout(longest + 2*killTimeout)
+	defer extend(s.notify, longest+2*killTimeout, func() { s.do(func() {}) })()
 	if busy != nil {
 		<-busy.done // its context has ended with ours
 	}
 	s.endAll(false)
 	s.do(s.leave)
+}
+
+// A stop may need more time than the unit allows, and gets it bit by bit: whoever hangs in the middle of it is found out soon.
+const (
+	extendEvery = time.Second
+	extendBy    = 5 * time.Second
+)
+
+// extend asks systemd for the time that a stop needs, up to most, until the returned function is called. alive blocks if we hang.
+func extend(n systemd.Notifier, most time.Duration, alive func()) (end func()) {
+	ended := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(extendEvery)
+		defer tick.Stop()
+		for limit := time.Now().Add(most); time.Now().Before(limit); {
+			alive()
+			n.ExtendTimeout(min(extendBy, max(time.Until(limit), time.Microsecond)))
+			select {
+			case <-tick.C:
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return func() { close(ended) }
 }
 
 // leave closes the listeners, after an orderly end. Where systemd keeps duplicates of them the next supervisor finds them by the

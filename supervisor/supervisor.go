@@ -14,6 +14,7 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/bundle"
 	"github.com/hotdeploy/hotdeploy/internal/config"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/internal/sockets"
@@ -35,8 +36,6 @@ type Options struct {
 	Stored  []*os.File  // what systemd's fd store kept for us; the supervisor closes them
 
 	Flip *Flip // how another supervisor takes over; nil: none does
-
-	At func(step string) // called at each instruction at which tests kill the supervisor; nil outside of tests. It may be on the loop
 }
 
 // Supervisor is one service on one machine. Make it with New, run it with Run.
@@ -89,7 +88,7 @@ type Supervisor struct {
 	pruning       <-chan struct{} // closed when old releases have been removed; nil: nobody removes any
 	keeper        keeper
 	replacing     string   // who replaces this daemon by another one; nothing begins meanwhile
-	handedOver    bool     // and it is done
+	successor     int      // to whom everything was left
 	closed        []string // listeners that systemd still keeps
 	startFailure  string   // why the last start failed; empty since something serves
 	recorded      []byte   // the ledger as it was written last
@@ -143,6 +142,7 @@ func New(opt Options) (_ *Supervisor, err error) {
 	if err := s.adopt(in); err != nil {
 		return nil, err
 	}
+	failpoint.At("inherited")
 	return s, nil
 }
 
@@ -152,7 +152,7 @@ func New(opt Options) (_ *Supervisor, err error) {
 func (s *Supervisor) Run(ctx context.Context) error {
 	defer s.store.Close()
 	defer func() {
-		if s.handedOver {
+		if s.successor != 0 {
 			s.notified.Abandon()
 		} else {
 			s.notified.Close()
@@ -177,14 +177,15 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		s.teller.run(loopCtx.Done(), s.logf)
 	}()
 	s.settle()
+	failpoint.At("settled")
 	s.recoverUpgrade()
 	if s.legacy.from == nil { // else whoever pushed them may still be there, and is about to ask for the upgrade
 		s.withdrawLeftovers()
 	}
 	s.bindCommitted()
-	s.at("adopted")
+	failpoint.At("adopted")
 	s.resume()
-	s.at("resumed")
+	failpoint.At("resumed")
 	server := s.serveControl(control)
 	st := s.status()
 	s.notify.Ready(st.Text)
@@ -197,14 +198,14 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		}
 	}
 	<-s.ctx.Done()
-	handedOver := false
-	s.do(func() { handedOver = s.handedOver })
-	if handedOver { // what runs is another one's
+	successor := 0
+	s.do(func() { successor = s.successor })
+	if successor != 0 { // what runs is that one's
 		server.shutdown()
 		endLoop()
 		<-s.stopped
 		<-told
-		return nil
+		return s.leaveToSuccessor(successor)
 	}
 	s.notify.Stopping("stopping")
 	s.shutdown()
@@ -364,13 +365,6 @@ func (s *Supervisor) recallLast() {
 			s.do(func() { s.last = &u })
 			return
 		}
-	}
-}
-
-// at is where a test may kill the supervisor.
-func (s *Supervisor) at(step string) {
-	if s.opt.At != nil {
-		s.opt.At(step)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 )
@@ -28,7 +29,7 @@ func (s *Supervisor) finish(u *upgrade, g *generation, err error) {
 			u.failed = time.Now()
 			_, u.failure = s.failure(u, g, err)
 		})
-		s.at("take back")
+		failpoint.At("take back")
 		s.handBack(u, g)
 		s.takeBack(g)
 	}
@@ -38,7 +39,7 @@ func (s *Supervisor) finish(u *upgrade, g *generation, err error) {
 	if err != nil {
 		s.forget(u, g)
 	}
-	s.at("conclude")
+	failpoint.At("conclude")
 	s.conclude(u, g, err)
 }
 
@@ -47,11 +48,11 @@ func (s *Supervisor) phases(u *upgrade, rel *store.Release) (*generation, error)
 	if u.record.Kind == api.KindStart {
 		s.hold(rel) // clients wait in the queue from now on, not only from the start on
 	}
-	s.at("verify")
+	failpoint.At("verify")
 	if err := s.prepare(u, rel); err != nil {
 		return nil, err
 	}
-	s.at("verified")
+	failpoint.At("verified")
 	s.phase(u, api.PhaseStart)
 	g, err := s.start(u, rel)
 	if err != nil {
@@ -67,7 +68,7 @@ func (s *Supervisor) onward(u *upgrade, g *generation, from string) error {
 		if err := s.awaitReady(u.ctx, g); err != nil {
 			return err
 		}
-		s.at("ready")
+		failpoint.At("ready")
 		// Where one of the two cannot move connections both generations accept from here on, and old connections finish where they are.
 		if err := s.handoff(u, g); err != nil {
 			return err
@@ -75,11 +76,11 @@ func (s *Supervisor) onward(u *upgrade, g *generation, from string) error {
 	}
 	if u.record.Kind != api.KindStart && from != api.PhaseCommit {
 		s.phase(u, api.PhaseSoak)
-		s.at("soak")
+		failpoint.At("soak")
 		if err := s.soak(u.ctx, g); err != nil {
 			return err
 		}
-		s.at("soaked")
+		failpoint.At("soaked")
 	}
 	s.phase(u, api.PhaseCommit)
 	return s.commit(u, g)
@@ -130,7 +131,7 @@ func (s *Supervisor) commit(u *upgrade, g *generation) error {
 		return err
 	}
 	s.step("commit")
-	s.at("commit")
+	failpoint.At("commit")
 	ended, held := false, []*socket(nil)
 	s.do(func() {
 		if ended = g.hasEnded(); !ended { // else its sockets may be closed
@@ -145,11 +146,11 @@ func (s *Supervisor) commit(u *upgrade, g *generation) error {
 		return fmt.Errorf("write the state: %w", err)
 	}
 	s.step("committed")
-	s.at("committed")
+	failpoint.At("committed")
 	s.do(func() { s.promote(u, g, held) })
-	s.at("promoted")
+	failpoint.At("promoted")
 	s.pointCurrent(g.rel.Version)
-	s.at("pointed")
+	failpoint.At("pointed")
 	return nil
 }
 

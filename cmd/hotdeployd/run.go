@@ -90,7 +90,7 @@ func supervise(cmd *cobra.Command, cfg *config.Daemon) error {
 	if err != nil {
 		return err
 	}
-	flip, err := supervisor.NewFlip()
+	flip, err := supervisor.NewFlip(supervisor.ReplaceWithin)
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,7 @@ func (s *Store) Receive(ctx context.Context, digest, id string, offset int64, r 
 	}
 	built, err := s.receive(ctx, u, dir, name, offset, r)
 	if built {
+		step("rebuilt")
 		s.discard(dir, name)
 	}
 	return s.explain(err)
@@ -85,6 +86,7 @@ func (s *Store) receive(ctx context.Context, u *upload, dir *os.Root, name strin
 	if offset < 0 || offset > fi.Size() {
 		return false, refuse(api.ErrIncomplete, "push again", "of that bundle %d bytes are there, it goes on at %d", fi.Size(), offset)
 	}
+	step("receiving")
 	arriving := spool.New(f, offset)
 	e := s.beginEarly(ctx, u, arriving)
 	most := maxBundle(u.manifest)
@@ -102,6 +104,7 @@ func (s *Store) receive(ctx context.Context, u *upload, dir *os.Root, name strin
 	default:
 		err = f.Truncate(offset + n) // of one that was longer
 	}
+	step("received")
 	if err != nil {
 		arriving.End(errors.Join(errCut, err))
 	} else {
@@ -172,6 +175,7 @@ func (s *Store) Rebuild(ctx context.Context, digest, id string) error {
 	}
 	defer s.rebuilding.give()
 	err = gently(func() error { return s.rebuild(ctx, digest, io.NewSectionReader(f, 0, fi.Size())) })
+	step("rebuilt")
 	if err == nil || errors.Is(err, api.ErrBundle) {
 		s.discard(dir, bundlePrefix+id)
 	}

@@ -11,6 +11,8 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 )
 
 // errNotRegular is something else where a regular file or a directory should be: a symlink, a pipe.
@@ -236,5 +238,5 @@ func onFD(f *os.File, fn func(fd int) error) error {
 	return res
 }
 
-// step marks an instruction after which tests kill the process. It does nothing.
-var step = func(name string) {}
+// step marks an instruction after which tests kill the process.
+var step = failpoint.At

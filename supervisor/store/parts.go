@@ -34,6 +34,7 @@ func (p *parts) keep(f *release.File) (io.WriteCloser, error) {
 
 // commit gives all parts their names.
 func (p *parts) commit() error {
+	step("parts")
 	for sha, temp := range p.made {
 		if err := p.dir.Rename(temp, sha); err != nil {
 			return err

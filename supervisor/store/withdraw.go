@@ -43,6 +43,7 @@ func (s *Store) Withdraw(ctx context.Context, ref release.Ref, inUse func(digest
 	if err := s.keepContent(ctx, ref, raw); err != nil { // without it all is well too
 		s.warn("keep the content of release %s for another push: %w", ref.Version, err)
 	}
+	step("kept")
 	return s.remove(ref.Version)
 }
 
