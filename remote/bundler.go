@@ -29,13 +29,19 @@ type Bundler struct {
 
 	mu    sync.Mutex // protects what follows
 	made  map[string]*spool.Spool
-	bases map[string]*release.Manifest // nil: it is not in the library, or of no use
+	bases map[string]kept
+}
+
+// kept is a release in the library. A nil manifest: it is not there, or of no use.
+type kept struct {
+	manifest *release.Manifest
+	raw      []byte
 }
 
 // NewBundler makes bundles of rel, with the releases in a library (nil: none) as bases. The caller closes it after the last push.
 func NewBundler(ctx context.Context, rel *release.Packed, l *library.Library) *Bundler {
 	ctx, stop := context.WithCancel(ctx)
-	return &Bundler{rel: rel, library: l, ctx: ctx, stop: stop, made: map[string]*spool.Spool{}, bases: map[string]*release.Manifest{}}
+	return &Bundler{rel: rel, library: l, ctx: ctx, stop: stop, made: map[string]*spool.Spool{}, bases: map[string]kept{}}
 }
 
 // Close ends what is being computed.
@@ -56,47 +62,39 @@ func (b *Bundler) Guess() {
 	if b.library == nil || b.rel.TotalBytes() > guessAtMost {
 		return
 	}
-	list, err := b.library.List()
-	if err != nil {
-		return
-	}
-	list = slices.DeleteFunc(list, func(i library.Info) bool { return i.Service != b.rel.Manifest.Service })
-	if len(list) == 0 { // it is the first one, and all of it is sent
+	digest, any := b.library.Latest(b.rel.Manifest.Service, b.rel.Digest)
+	if !any { // it is the first one, and all of it is sent
 		b.bundle(bundle.Choose(b.rel.Manifest, bundle.Lacks(b.rel.Manifest, nil), nil, ""))
 		return
 	}
-	i := slices.IndexFunc(list, func(i library.Info) bool { return i.Digest != b.rel.Digest })
-	if i < 0 {
-		return
-	}
-	if base := b.base(list[i].Digest); base != nil {
+	if base := b.base(digest); base != nil {
 		if lacks := bundle.Lacks(b.rel.Manifest, base); len(lacks) > 0 {
-			b.bundle(bundle.Choose(b.rel.Manifest, lacks, base, list[i].Digest))
+			b.bundle(bundle.Choose(b.rel.Manifest, lacks, base, digest))
 		}
 	}
 }
 
 // base is the manifest of a release that a delta can be computed from; nil: it is not here.
-func (b *Bundler) base(digest string) *release.Manifest {
+func (b *Bundler) base(digest string) *release.Manifest { return b.kept(digest).manifest }
+
+func (b *Bundler) kept(digest string) kept {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	m, known := b.bases[digest]
+	k, known := b.bases[digest]
 	if !known && b.library != nil {
-		m, _, _ = b.library.Manifest(digest) // what is wrong with it is no matter: there is another way
-		b.bases[digest] = m
+		k.manifest, k.raw, _ = b.library.Manifest(digest) // what is wrong with it is no matter: there is another way
+		b.bases[digest] = k
 	}
-	return m
+	return k
 }
 
 // manifest is the release's manifest as a delta from that of the release with a digest, if that is known here; else base is empty.
 func (b *Bundler) manifest(ctx context.Context, digest string) (delta []byte, base string, err error) {
-	var old []byte
-	if b.base(digest) != nil {
-		if _, raw, err := b.library.Manifest(digest); err == nil {
-			old, base = raw, digest
-		}
+	k := b.kept(digest)
+	if k.manifest != nil {
+		base = digest
 	}
-	delta, err = deltaOf(ctx, old, b.rel.Bytes)
+	delta, err = deltaOf(ctx, k.raw, b.rel.Bytes)
 	return delta, base, err
 }
 
@@ -137,7 +135,7 @@ func (b *Bundler) bundle(r bundle.Recipe) (*spool.Spool, error) {
 	}
 	var base bundle.Source
 	if r.Base != "" {
-		base = bundle.Source{Manifest: b.bases[r.Base], Open: b.openBase}
+		base = bundle.Source{Manifest: b.bases[r.Base].manifest, Open: b.openBase}
 	}
 	to := bundle.Source{Manifest: b.rel.Manifest, Open: func(f *release.File) (bundle.File, error) { return b.rel.Open(f.SHA256) }}
 	s, err := newSpool(func(w io.Writer) error { return bundle.Write(b.ctx, w, r, base, to) })

@@ -60,8 +60,8 @@
 // away, adopt.go the side that takes it, record.go what travels beside the descriptor; handshake.go edits the opening and compares
 // the answers; session.go is the app's view.
 //
-// Between processes: upgrader.go obeys the supervisor and SIGTERM, standalone.go does without one, listen.go finds the sockets, give.go and take.go are the two
-// ends of a handoff, barrier.go the giver's other mode, channel.go their frames.
+// Between processes: upgrader.go obeys the supervisor and SIGTERM, standalone.go does without one, listen.go finds the sockets, give.go (with
+// give_offer.go and give_verdict.go) and take.go are the two ends of a handoff, barrier.go the giver's other mode, channel.go their frames.
 //
 // Read [conn.Read] first, then conn.begin and conn.seal in handoff.go.
 package upgrade

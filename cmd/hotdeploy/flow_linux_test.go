@@ -252,6 +252,12 @@ func TestPush_FailsOnTheHost_SaysWhyInTheAnswerToo(t *testing.T) {
 	w.project("exec sleep 1000", "20ms", "web-1")
 	w.want(0, fields("push --version 1"))
 	w.project("echo no database; exit 3", "20ms", "web-1")
+	toml, err := os.ReadFile(w.path("app/hotdeploy.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// it must have died when it would count as ready, however busy this machine is
+	w.write("app/hotdeploy.toml", strings.Replace(string(toml), `delay = "10ms"`, `delay = "20s"`, 1), 0o644)
 	got := w.want(3, fields("push --version 2 --json"), "no database")
 	var a answer
 	if err := json.Unmarshal([]byte(got.stdout), &a); err != nil {

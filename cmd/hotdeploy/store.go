@@ -95,7 +95,7 @@ func (k *keeper) begin(ctx context.Context) {
 		go func() { // ends with ctx
 			err := k.library.Add(ctx, k.rel)
 			if err == nil {
-				err = k.library.Prune(time.Now(), library.Usual)
+				err = k.library.PruneDaily(time.Now(), library.Usual)
 			}
 			k.done <- err
 		}()

@@ -11,8 +11,8 @@
 //
 // # How it works
 //
-// The new file is cut into segments of 64 MiB (without an old file into smaller ones, see plain.go). For each, match.go finds stretches that the old file has too (seeds of 16 bytes, extended
-// over what differs), window.go where in a large old file to look. What is in no stretch is literal, and is compressed
+// The new file is cut into segments of 64 MiB (without an old file into smaller ones, see plain.go). For each, match.go finds
+// stretches that the old file has too (seeds of 16 bytes, extended over what differs), window.go where in a large old file to look. What is in no stretch is literal, and is compressed
 // with zstd. What differs within a stretch is mostly this: something was added to a program, what comes after it has moved, and with it
 // every number that says where something is. How far what lies where has moved is known from the stretches
 // (shifts.go); so difference.go foretells each such number, and says with an adaptive binary arithmetic code (coder.go, model.go)

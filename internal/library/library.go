@@ -191,6 +191,29 @@ func (c contextReader) Read(b []byte) (int, error) {
 	return c.r.Read(b)
 }
 
+// maxLooked is how many releases [Library.Latest] looks at.
+const maxLooked = 20
+
+// Latest is the release of a service that was used last, besides one; empty: none is known, or it was long ago. any tells whether there is a
+// release of the service at all, as far as it looked.
+func (l *Library) Latest(service, but string) (digest string, any bool) {
+	entries, err := l.folder.List(releasesDir)
+	if err != nil {
+		return "", false
+	}
+	slices.SortFunc(entries, func(a, b Entry) int { return cmp.Or(b.Time.Compare(a.Time), cmp.Compare(a.Name, b.Name)) })
+	for _, e := range entries[:min(len(entries), maxLooked)] {
+		m, _, err := l.Manifest(e.Name)
+		if err != nil || m.Service != service {
+			continue
+		}
+		if any = true; e.Name != but {
+			return e.Name, true
+		}
+	}
+	return "", any
+}
+
 // Info is one release that is kept.
 type Info struct {
 	release.Ref

@@ -199,3 +199,63 @@ func TestLibrary_PruneByAgeAndSize(t *testing.T) {
 		}
 	})
 }
+
+func TestLibrary_LatestIsOfTheServiceAndAnother(t *testing.T) {
+	everywhere(t, func(t *testing.T, l *library.Library, dir string) {
+		if digest, any := l.Latest("chat", ""); digest != "" || any {
+			t.Errorf("of nothing: %q, %v", digest, any)
+		}
+		var digests []string
+		for i, v := range []string{"1", "2", "3"} {
+			rel := pack(t, v, map[string]string{"run": "#!/bin/sh\n"})
+			if err := l.Add(t.Context(), rel); err != nil {
+				t.Fatal(err)
+			}
+			used := time.Now().Add(-time.Duration(10-i) * time.Hour)
+			if err := os.Chtimes(filepath.Join(dir, "releases", rel.Digest), used, used); err != nil {
+				t.Fatal(err)
+			}
+			digests = append(digests, rel.Digest)
+		}
+		if digest, any := l.Latest("chat", "new"); digest != digests[2] || !any {
+			t.Errorf("got %q, %v", digest, any)
+		}
+		if digest, any := l.Latest("chat", digests[2]); digest != digests[1] || !any {
+			t.Errorf("besides the last: %q, %v", digest, any)
+		}
+		if digest, any := l.Latest("another", ""); digest != "" || any {
+			t.Errorf("of another service: %q, %v", digest, any)
+		}
+	})
+}
+
+func TestLibrary_PruneDaily_OnceADay(t *testing.T) {
+	everywhere(t, func(t *testing.T, l *library.Library, dir string) {
+		for i, v := range []string{"1", "2"} {
+			rel := pack(t, v, map[string]string{"run": "#!/bin/sh\n"})
+			if err := l.Add(t.Context(), rel); err != nil {
+				t.Fatal(err)
+			}
+			used := time.Now().Add(-time.Duration(2-i) * time.Hour)
+			if err := os.Chtimes(filepath.Join(dir, "releases", rel.Digest), used, used); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, c := range []struct {
+			at   time.Time
+			keep library.Limits
+			left int
+		}{
+			{time.Now(), library.Usual, 2},
+			{time.Now().Add(time.Hour), library.Limits{Age: time.Minute}, 2},
+			{time.Now().Add(25 * time.Hour), library.Limits{Age: time.Minute}, 1},
+		} {
+			if err := l.PruneDaily(c.at, c.keep); err != nil {
+				t.Fatal(err)
+			}
+			if list, err := l.List(); err != nil || len(list) != c.left {
+				t.Errorf("at %v: %d left, %v; want %d", c.at, len(list), err, c.left)
+			}
+		}
+	})
+}

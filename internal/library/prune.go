@@ -18,6 +18,28 @@ type Limits struct {
 // Usual is what is kept where nobody said otherwise.
 var Usual = Limits{Age: 60 * 24 * time.Hour, Bytes: 5 << 30}
 
+const (
+	prunedName = "pruned" // its time is when it was done last
+	pruneEvery = 24 * time.Hour
+)
+
+// PruneDaily is Prune, if that was not done for a day: it reads all manifests.
+func (l *Library) PruneDaily(now time.Time, keep Limits) error {
+	entries, err := l.folder.List(".")
+	if err != nil {
+		return fmt.Errorf("list what is kept: %w", err)
+	}
+	for _, e := range entries {
+		if e.Name == prunedName && now.Sub(e.Time) < pruneEvery {
+			return nil
+		}
+	}
+	if err := l.Prune(now, keep); err != nil {
+		return err
+	}
+	return l.folder.Create(prunedName, strings.NewReader(""))
+}
+
 // Prune removes the releases that were not used for long, and of the others those that were used last too long ago for all to
 // have room; the one used last stays. Then it removes the contents that no release has.
 func (l *Library) Prune(now time.Time, keep Limits) error {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,7 +46,8 @@ type input struct {
 
 // TestBenchTransfer prints what a push costs beside what other programs need to bring the same files there. Ours is timed from the command
 // to the moment when the host says that the release is there: packing is part of it, and so is checking every digest there.
-// What comes after it, the upgrade, the others do not do.
+// What comes after it, the upgrade, the others do not do. BENCH_MB is the size of the large release; BENCH_TRACE shows what the command says,
+// and when.
 func TestBenchTransfer(t *testing.T) {
 	if s := os.Getenv("BENCH_LIMIT"); s != "" {
 		var err error
@@ -91,7 +93,7 @@ func compare(t *testing.T, in input) {
 		"sftp -r":  {"sh", "-c", "printf 'put -r bin\nput -r data\n' | sftp -q -b - -F '" + s.sshConfig + "' " + s.vm.Name + ":/tmp/bench/sftp"},
 		"rsync -z": {"rsync", "-rlptz", "--delete", "-e", "ssh -F " + s.sshConfig, "bin", "data", s.vm.Name + ":/tmp/bench/rsync/"},
 	}
-	order := []string{"scp", "scp -C", "sftp -r", "rsync -z"}
+	order := []string{"rsync -z", "scp -C", "scp", "sftp -r"}
 	s.run("mkdir /tmp/bench/scp /tmp/bench/scpc /tmp/bench/sftp /tmp/bench/rsync")
 	if in.old != nil { // what is there already
 		s.copy("bin", "/tmp/bench/rsync")
@@ -153,6 +155,12 @@ func (s *service) measure(argv, environ []string, limit time.Duration) (c cost) 
 	defer cancel()
 	cmd := world.Command(ctx, argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env = s.dir, append([]string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/root", "LANG=C.UTF-8"}, environ...)
+	// One that is ended must not go on on the line of the next: it has children.
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	watch := &stopwatch{began: time.Now()}
 	cmd.Stderr = watch
 	must(s.t, cmd.Start())
