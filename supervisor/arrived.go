@@ -16,18 +16,20 @@ import (
 // This file is about releases that a push has brought and that have not served yet. A failed deploy changes nothing, so such a release goes
 // when its upgrade has failed, and its version is free again. What was there before the push stays.
 
-// arrives notes on the disk that a push brings a release, before it is there: so it is known for one after a crash too.
-func (s *Supervisor) arrives(digest string) {
-	if release.CheckDigest(digest) != nil {
-		return
+// arrives notes on the disk that a push brings a release, before it is there: so it is known for one after a crash too. With an error the
+// release must not come: nobody would take it back.
+func (s *Supervisor) arrives(digest string) error {
+	if err := release.CheckDigest(digest); err != nil {
+		return api.ErrBadRequest.With(err.Error())
 	}
 	if _, has := s.store.Find(digest); has {
-		return
+		return nil
 	}
 	if err := s.changeState(func(st *store.State) { st.Arrive(digest) }); err != nil {
-		s.logf("note that a release arrives: %v", err) // then it stays
+		return fmt.Errorf("note that a release arrives: %w", err)
 	}
 	failpoint.At("arrived")
+	return nil
 }
 
 func (s *Supervisor) hasArrived(digest string) (yes bool) {

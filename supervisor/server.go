@@ -384,7 +384,9 @@ func (s *Supervisor) facts() store.Facts {
 }
 
 func (s *Supervisor) completeUpload(_ http.ResponseWriter, r *http.Request) (any, error) {
-	s.arrives(r.PathValue("digest"))
+	if err := s.arrives(r.PathValue("digest")); err != nil {
+		return nil, err
+	}
 	return s.store.Complete(r.Context(), r.PathValue("digest"))
 }
 

@@ -30,6 +30,7 @@ var wants = []want{
 	{"room on the disk", api.ErrDiskSpace, "no room", func(t *testing.T, r *crashRig) func() { return fillUp(t, filepath.Join(r.cfg.Root, "shared")) }},
 	{"room in the run directory", api.ErrDiskSpace, "no room", func(t *testing.T, r *crashRig) func() { return fillUp(t, r.cfg.RunDir) }},
 	{"a disk that can be written to", api.ErrReadOnly, "read-only", makeReadOnly},
+	{"a state folder that can be written to", api.ErrReadOnly, "read-only", makeStateReadOnly},
 	{"descriptors", api.ErrLimit, "file descriptor", func(t *testing.T, r *crashRig) func() { return leaveDescriptors(t, r, 0) }},
 	{"processes", api.ErrLimit, "process", noMoreProcesses},
 }
@@ -70,6 +71,9 @@ func runOutOf(t *testing.T, w want) {
 			t.Errorf("%s does not serve any more", before)
 		}
 		relieve()
+		if list, err := r.client.Releases(r.ctx()); err != nil || command.kind == api.KindPush && len(list) != 2 {
+			t.Errorf("%v, %v: a push that failed left something", list, err)
+		}
 		if err := r.attempt(command.kind, command.version); err != nil {
 			t.Fatalf("%s when it is over: %v", command.kind, err)
 		}
@@ -201,22 +205,32 @@ func fillUp(t *testing.T, dir string) (relieve func()) {
 // daemon's lock is: so its folder is covered by a mount of the same.
 func makeReadOnly(t *testing.T, r *crashRig) (relieve func()) {
 	t.Helper()
-	state := filepath.Join(r.cfg.Root, "state")
-	remount := func(dir string, flags uintptr) {
-		if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""); err != nil {
-			t.Fatalf("%s: %v", dir, err)
-		}
+	uncover := makeStateReadOnly(t, r)
+	remount(t, r.cfg.Root, unix.MS_RDONLY)
+	return func() {
+		remount(t, r.cfg.Root, 0)
+		uncover()
 	}
+}
+
+func makeStateReadOnly(t *testing.T, r *crashRig) (relieve func()) {
+	t.Helper()
+	state := filepath.Join(r.cfg.Root, "state")
 	if err := unix.Mount(state, state, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
-	remount(state, unix.MS_RDONLY)
-	remount(r.cfg.Root, unix.MS_RDONLY)
+	remount(t, state, unix.MS_RDONLY)
 	return func() {
-		remount(r.cfg.Root, 0)
 		if err := unix.Unmount(state, unix.MNT_DETACH); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func remount(t *testing.T, dir string, flags uintptr) {
+	t.Helper()
+	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""); err != nil {
+		t.Fatalf("%s: %v", dir, err)
 	}
 }
 
