@@ -225,6 +225,22 @@ func TestHandoff_StateThatNobodyReads_Stays(t *testing.T) {
 	onVersion(t, stopLoad(t, l), "1")
 }
 
+// The release before goes on saving as it always did, and can read what the new one saves.
+func TestHandoff_EachSavesInItsOwnVersion_ThereAndBack(t *testing.T) {
+	r := newLiveRig(t)
+	r.push("1", env("WSLIVE_READS", "2"))
+	l := startMoving(t, r, 50, 20)
+	allMoved(t, r.push("2", env("WSLIVE_STATE", "2", "WSLIVE_READS", "1")).Handoff, 50)
+	beat(t, r, l)
+	u := r.upgrade(api.KindRollback, "")
+	if u.Outcome != api.Done {
+		t.Fatalf("%s: %+v", u.Outcome, u.Error)
+	}
+	allMoved(t, u.Handoff, 50)
+	beat(t, r, l)
+	onVersion(t, stopLoad(t, l), "1")
+}
+
 func phaseText(u api.Upgrade, phase string) string {
 	for _, p := range u.Phases {
 		if p.Phase == phase {

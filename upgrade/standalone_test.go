@@ -1,6 +1,7 @@
 package upgrade_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -576,6 +577,66 @@ func TestAlone_OldProcessDrains_NextUpgradeWaits(t *testing.T) {
 	l.awaitEnd(second)
 	l.beat(d)
 	l.unnoticed(d)
+}
+
+// An idle keep-alive connection moves; an answer that does not end stays, and ends only with its client.
+func TestAlone_KeepAliveMoves_EventsStay(t *testing.T) {
+	l := startLone(t)
+	old := l.readPID()
+	quiet, events := l.dial(), l.dial()
+	if pid := quiet.ask("GET /version HTTP/1.1\r\nHost: app\r\n\r\n").Header.Get("X-Pid"); pid != strconv.Itoa(old) {
+		t.Errorf("pid %s answers, not %d", pid, old)
+	}
+	stream := events.ask("GET /live HTTP/1.1\r\nHost: app\r\nAccept: text/event-stream\r\n\r\n").Body
+	l.signal(old, syscall.SIGHUP)
+	l.await("another pid", func() bool { return l.readPID() != old })
+	if pid := quiet.ask("GET /version HTTP/1.1\r\nHost: app\r\n\r\n").Header.Get("X-Pid"); pid != strconv.Itoa(l.readPID()) {
+		t.Errorf("pid %s answers on the connection that was idle, not %d", pid, l.readPID())
+	}
+	lines := bufio.NewScanner(stream)
+	for n := 1; n <= 100; n++ { // most of them come from a process that has been followed
+		if lines.Scan(); !strings.HasPrefix(lines.Text(), fmt.Sprintf("data: {\"n\": %d,", n)) {
+			t.Fatalf("event %d is %q (%v)", n, lines.Text(), lines.Err())
+		}
+		lines.Scan()
+	}
+	if !lives(old) {
+		t.Error("the old process has ended before its client")
+	}
+	events.Close()
+	l.awaitEnd(old)
+}
+
+// line is one connection of a client.
+type line struct {
+	net.Conn
+	t  testing.TB
+	in *bufio.Reader
+}
+
+func (l *lone) dial() *line {
+	l.t.Helper()
+	c, err := net.Dial(l.network, l.address)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(time.Minute))
+	return &line{c, l.t, bufio.NewReader(c)}
+}
+
+// ask returns the answer; an endless one is left to the caller to read.
+func (c *line) ask(request string) *http.Response {
+	c.t.Helper()
+	io.WriteString(c, request)
+	res, err := http.ReadResponse(c.in, nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if res.ContentLength >= 0 {
+		io.Copy(io.Discard, res.Body)
+	}
+	return res
 }
 
 // Somebody who never leaves can be made to.

@@ -127,6 +127,22 @@ func signed(next http.Handler) http.Handler {
 
 var upgrader = websocket.Upgrader{ReadBufferSize: 1024, WriteBufferSize: 1024}
 
+// saved is the counter as version 1 of the state has it, eight bytes, or as the others do, in digits.
+func saved(version uint32, n uint64) []byte {
+	if version == 1 {
+		return binary.BigEndian.AppendUint64(nil, n)
+	}
+	return strconv.AppendUint(nil, n, 10)
+}
+
+func count(version uint32, state []byte) (n uint64) {
+	if version == 1 && len(state) == 8 {
+		return binary.BigEndian.Uint64(state)
+	}
+	n, _ = strconv.ParseUint(string(state), 10, 64)
+	return n
+}
+
 // answer is what each text message gets back.
 type answer struct {
 	N    uint64 `json:"n"`
@@ -143,10 +159,8 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "told to refuse", http.StatusForbidden)
 		return
 	}
-	if _, state := s.State(); len(state) == 8 {
-		reply.N = binary.BigEndian.Uint64(state)
-	}
-	s.Save(uint32(stateVersion), func() ([]byte, error) { return binary.BigEndian.AppendUint64(nil, reply.N), nil })
+	reply.N = count(s.State())
+	s.Save(uint32(stateVersion), func() ([]byte, error) { return saved(uint32(stateVersion), reply.N), nil })
 	conn, err := upgrader.Upgrade(w, r, w.Header())
 	if err != nil {
 		return
