@@ -363,6 +363,14 @@ func (m *manager) names() []string {
 	return slices.Sorted(maps.Keys(m.stored))
 }
 
+// forget is the fd store losing a descriptor.
+func (m *manager) forget(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stored[name].Close()
+	delete(m.stored, name)
+}
+
 func (m *manager) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

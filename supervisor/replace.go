@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -52,6 +54,8 @@ type Flip struct {
 	theirs *os.File // its end, to be drained after a failure
 	parent *os.File // the end that an older one gave us
 	within time.Duration
+	lost   []string    // by the older one already, in its words
+	gone   atomic.Bool // a newer one was told to go on
 }
 
 // NewFlip must be called before anything opens a descriptor. A new supervisor that has proved nothing within that time is killed.
@@ -79,6 +83,7 @@ func (f *Flip) Follows() bool { return f.upg.HasParent() }
 type linkMessage struct {
 	Names  []string `json:"names,omitempty"` // of the descriptors that come with it
 	Last   bool     `json:"last,omitempty"`  // no more of them
+	Lost   []string `json:"lost,omitempty"`  // of what the older supervisor had not either, in its words
 	Proved int      `json:"proved,omitempty"`
 	Error  string   `json:"error,omitempty"`
 	Go     bool     `json:"go,omitempty"`
@@ -156,6 +161,7 @@ func (f *Flip) Inherit() (stored []*os.File, err error) {
 			}
 			stored = append(stored, named)
 		}
+		f.lost = append(f.lost, m.Lost...)
 		if m.Last {
 			return stored, nil
 		}
@@ -167,7 +173,8 @@ func (f *Flip) Refuse(why error) { send(f.parent, linkMessage{Error: clip(why.Er
 
 // TakeOver returns when this supervisor is alone, and may act. With an error it must exit: nothing has changed, or systemd starts another.
 func (f *Flip) TakeOver(ctx context.Context, s *Supervisor) error {
-	if lines := s.legacy.lines; len(lines) > 0 {
+	had := func(line string) bool { return slices.Contains(f.lost, clip(line)) }
+	if lines := slices.DeleteFunc(slices.Clone(s.legacy.lines), had); len(lines) > 0 {
 		err := fmt.Errorf("not everything can be taken over: %s", strings.Join(lines, "; "))
 		f.Refuse(err)
 		return err
@@ -184,7 +191,7 @@ func (f *Flip) TakeOver(ctx context.Context, s *Supervisor) error {
 		return errors.Join(errors.New("the supervisor before this one did not hand over"), err)
 	}
 	f.parent.Close()
-	ctx, cancel := context.WithTimeout(ctx, f.within)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.within) // a stop is for Run, which ends everything in order
 	defer cancel()
 	return f.upg.WaitForParent(ctx)
 }
@@ -267,14 +274,24 @@ func (s *Supervisor) handOver(ctx context.Context) error {
 	return e
 }
 
-// leaveTo makes pid the main process and ends this supervisor without ending anything else.
+// leaveTo makes pid the main process and ends this supervisor without ending anything else. A stop that came before is this one's to carry out; one that comes
+// later is passed on.
 func (s *Supervisor) leaveTo(pid int, f *Flip) error {
+	if err := s.leaveAll(pid); err != nil {
+		callOff(f, err)
+		return err
+	}
 	s.emit(api.Event{Type: api.EventService, Text: fmt.Sprintf("making way for the daemon with pid %d", pid)})
-	s.nameMain(pid)
+	if err := s.nameMain(pid); err != nil {
+		s.stay()
+		callOff(f, err)
+		e := api.ErrStart.With(fmt.Sprintf("systemd cannot be told of the new daemon: %v", err))
+		e.Hint = "this daemon can be replaced again when it was restarted: systemctl restart " + s.opt.Config.Service
+		return e
+	}
 	failpoint.At("main pid")
-	s.control.SetUnlinkOnClose(false)
-	s.do(func() { s.recordNothing, s.successor = true, pid })
 	err := send(f.ours, linkMessage{Go: true}, nil)
+	f.gone.Store(err == nil)
 	failpoint.At("gone")
 	if err != nil {
 		return errSuccessorEnded
@@ -282,39 +299,99 @@ func (s *Supervisor) leaveTo(pid int, f *Flip) error {
 	return nil
 }
 
+// leaveAll makes everything another supervisor's, unless this one is to end it.
+func (s *Supervisor) leaveAll(pid int) error {
+	err := error(api.ErrStopping.With("this daemon was just told to stop"))
+	s.do(func() {
+		if s.ctx.Err() == nil {
+			s.control.SetUnlinkOnClose(false)
+			s.recordNothing, s.successor = true, pid
+			err = nil
+		}
+	})
+	return err
+}
+
+// stay takes that back. If this supervisor is ending by now it is too late, and it ends with an error.
+func (s *Supervisor) stay() {
+	s.do(func() {
+		if s.ctx.Err() == nil {
+			s.control.SetUnlinkOnClose(true)
+			s.recordNothing, s.successor = false, 0
+		}
+	})
+}
+
+// callOff lets the new one exit at once.
+func callOff(f *Flip, why error) { send(f.ours, linkMessage{Error: clip(why.Error())}, nil) }
+
 // errSuccessorEnded is no reason to stay: tableflip hands over once, and whoever systemd starts goes on with everything.
 var errSuccessorEnded = errors.New("the new daemon ended just when it was to go on; systemd starts another one")
 
-// leaveToSuccessor is the end of a supervisor that has made way for another one. If that has ended too, systemd must learn it by our end: it may not see that of a
-// process which it has not started.
-func (s *Supervisor) leaveToSuccessor(pid int) error {
-	if !hasEnded(pid) {
+// leaveToSuccessor is the end of a supervisor that has made way for another one; stop: it was told to end meanwhile, and the other one is to. If that has ended
+// too, systemd must learn it by our end: it may not see that of a process which it has not started.
+func (s *Supervisor) leaveToSuccessor(pid int, stop bool) error {
+	gone := s.opt.Flip.gone.Load()
+	if gone && !hasEnded(pid) {
+		if stop {
+			return os.NewSyscallError("kill", unix.Kill(pid, unix.SIGTERM))
+		}
 		return nil
 	}
-	s.nameMain(os.Getpid())
+	if err := s.nameMain(os.Getpid()); err != nil {
+		s.logf("%v", err)
+	}
+	if !gone {
+		return errors.New("this daemon was told to stop while it made way for another one, which could not go on")
+	}
 	return errSuccessorEnded
 }
 
+// hasEnded is false if that cannot be told.
 func hasEnded(pid int) bool {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return true
+		return errors.Is(err, unix.ESRCH)
 	}
 	defer unix.Close(fd)
 	n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 	return n > 0
 }
 
-// nameMain tells systemd which process is the service's, and waits until it knows.
-func (s *Supervisor) nameMain(pid int) {
+// nameMain tells systemd which process is the service's, and waits until it knows. With an error it was not told.
+func (s *Supervisor) nameMain(pid int) error {
+	if err := s.tellMain(pid); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	if err := errors.Join(s.notify.MainPID(pid), s.notify.Barrier(ctx)); err != nil {
-		s.logf("%v", err)
+	if err := s.notify.Barrier(ctx); err != nil {
+		s.logf("%v", err) // it will know: it reads what was sent before it sees anybody's end
+	}
+	return nil
+}
+
+// tellMain tries it for a while: there may be no descriptor left just now.
+func (s *Supervisor) tellMain(pid int) error {
+	limit, tick := time.After(storeTimeout), time.NewTicker(storeTick)
+	defer tick.Stop()
+	for {
+		err := s.notify.MainPID(pid)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			return err
+		}
 	}
 }
 
-const storeTimeout = 5 * time.Second
+const (
+	storeTimeout = 5 * time.Second
+	storeTick    = 100 * time.Millisecond
+)
 
 // drain forgets what an earlier attempt left in the channel, so that no descriptor is held there.
 func (f *Flip) drain() {
@@ -362,6 +439,11 @@ func (s *Supervisor) sendAll(to *os.File) error {
 	if err != nil {
 		return err
 	}
+	for _, line := range s.lostBefore() {
+		if err := send(to, linkMessage{Lost: []string{line}}, nil); err != nil {
+			return err
+		}
+	}
 	for len(list) > 0 {
 		batch := list[:min(len(list), maxLinkFDs)]
 		m := linkMessage{Last: len(batch) == len(list)}
@@ -383,6 +465,18 @@ func (s *Supervisor) sendAll(to *os.File) error {
 		list = list[len(batch):]
 	}
 	return nil
+}
+
+// lostBefore is what this supervisor could not take over itself.
+func (s *Supervisor) lostBefore() (lines []string) {
+	s.do(func() {
+		for _, line := range s.adopted {
+			if strings.HasPrefix(line, "lost: ") {
+				lines = append(lines, clip(line))
+			}
+		}
+	})
+	return lines
 }
 
 // descriptors are duplicates of everything that is needed to go on.

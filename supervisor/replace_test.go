@@ -6,8 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 )
@@ -150,5 +153,95 @@ func TestReplace_ByAnOlderVersion_AndBack(t *testing.T) {
 			t.Errorf("%+v, %+v", st.Daemon, st.Generations)
 		}
 	}
+	r.endAfterReplacing(pid)
+}
+
+// issueReplace asks for a replacement, and returns when whoever comes to that step stands still.
+func (r *crashRig) issueReplace(step string) (c *issued, stopped int) {
+	r.t.Helper()
+	r.arm(step, "stop")
+	c = r.issue(&order{RunDir: r.cfg.RunDir, Replace: true}, false)
+	return c, r.struck(c)
+}
+
+// A stop is carried out by whoever is there: the old one until it has left, then the new one.
+func TestReplace_StopMeanwhile_EverythingEnds(t *testing.T) {
+	for _, step := range []string{"replace", "proved", "main pid", "gone"} {
+		t.Run(step, func(t *testing.T) {
+			r := newCrashRig(t, crashModes[0])
+			r.push("1")
+			c, old := r.issueReplace(step)
+			defer c.stop()
+			if err := errors.Join(syscall.Kill(old, syscall.SIGTERM), syscall.Kill(old, syscall.SIGCONT)); err != nil {
+				t.Fatal(err)
+			}
+			<-r.ended
+			var daemons, others []int
+			for limit := time.Now().Add(30 * time.Second); time.Now().Before(limit); <-time.After(5 * time.Millisecond) {
+				if daemons, others = r.processes(); len(daemons)+len(others) == 0 {
+					return
+				}
+			}
+			t.Errorf("daemons %v and %v run on", daemons, others)
+			r.destroy()
+		})
+	}
+}
+
+func TestReplace_SystemdCannotBeTold_TheOldOneGoesOn(t *testing.T) {
+	r := newCrashRig(t, crashModes[0])
+	r.push("1")
+	l := startMoving(t, r.rig, 10, 0)
+	c, old := r.issueReplace("proved")
+	defer c.stop()
+	var limit unix.Rlimit
+	none := unix.Rlimit{Cur: 3}
+	if err := unix.Prlimit(old, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		t.Fatal(err)
+	}
+	none.Max = limit.Max
+	if err := errors.Join(unix.Prlimit(old, unix.RLIMIT_NOFILE, &none, nil), syscall.Kill(old, syscall.SIGCONT)); err != nil {
+		t.Fatal(err)
+	}
+	for what := ""; what == ""; <-time.After(5 * time.Millisecond) {
+		if what = r.lines("was not replaced"); c.hasEnded() && what == "" {
+			t.Fatal("it was replaced")
+		}
+	}
+	if err := unix.Prlimit(old, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		t.Fatal(err)
+	}
+	<-c.ended
+	for daemons, _ := r.processes(); len(daemons) != 1; daemons, _ = r.processes() {
+		<-time.After(5 * time.Millisecond)
+	}
+	if st := r.status(); st.Daemon.PID != old {
+		t.Errorf("%d took over from %d", st.Daemon.PID, old)
+	}
+	r.push("2")
+	if err := l.Stop(r.ctx()).Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What the old one had lost before is no reason against the new one.
+func TestReplace_SomethingWasLostBefore_ItIsReplaced(t *testing.T) {
+	r := newCrashRig(t, crashModes[0])
+	r.push("1")
+	r.manager.forget(controlName(1))
+	r.kill()
+	r.boot()
+	before := r.status().Daemon
+	if len(before.Adopted) != 2 || !strings.HasPrefix(before.Adopted[1], "lost: the control channel") {
+		t.Fatalf("it tells %q", before.Adopted)
+	}
+	pid := before.PID
+	for range 2 {
+		if _, err := r.client.Replace(r.ctx(), "tester"); err != nil {
+			t.Fatal(err)
+		}
+		pid = r.follows(pid)
+	}
+	r.push("2")
 	r.endAfterReplacing(pid)
 }
