@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os/user"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -28,7 +30,7 @@ Exit status: 0 done, 1 nothing has changed.`,
 			if err != nil {
 				return err
 			}
-			if err := replaceDaemon(cmd.Context(), cfg.RunDir); err != nil {
+			if err := replaceDaemon(cmd.Context(), cfg.RunDir, replaceLimit); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), "the daemon was replaced; the app runs on")
@@ -40,7 +42,12 @@ Exit status: 0 done, 1 nothing has changed.`,
 	return cmd
 }
 
-func replaceDaemon(ctx context.Context, runDir string) error {
+// replaceLimit is how long whoever asks waits for a daemon that answers other questions, but not this one.
+const replaceLimit = 2 * supervisor.ReplaceWithin
+
+func replaceDaemon(ctx context.Context, runDir string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	client := api.NewClient(func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", supervisor.ControlSocket(runDir))
 	})
@@ -50,5 +57,8 @@ func replaceDaemon(ctx context.Context, runDir string) error {
 		by = u.Username
 	}
 	_, err := client.Replace(ctx, by)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+		return fmt.Errorf("the running daemon has not made way within %s, and may still do so: %w", limit, err)
+	}
 	return err
 }

@@ -44,7 +44,7 @@ func makeWay(ctx context.Context, configPath string) error {
 	if err != nil {
 		return err
 	}
-	err = replaceDaemon(ctx, cfg.RunDir)
+	err = replaceDaemon(ctx, cfg.RunDir, replaceLimit)
 	if errors.Is(err, api.ErrNotFound) {
 		return systemd.ErrTooOld
 	}
