@@ -10,12 +10,16 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/hotdeploy/hotdeploy/internal/api"
 )
 
 const (
 	maxDaemon   = 256 << 20        // bytes of a binary
 	settleLimit = 15 * time.Second // for systemd to have a main process again
 	settleTick  = 50 * time.Millisecond
+
+	unknownLimit = 45 * time.Second // longer than a replacement takes that was begun: supervisor.ReplaceWithin and what is around it
 )
 
 // replaceRunning lets the daemon that runs make way for the one that is
@@ -47,7 +51,11 @@ func (s *setup) replaceRunning(ctx context.Context) error {
 
 // replaced looks at what came of it, whatever was answered: an answer may be lost, and whoever crashed meanwhile was started anew.
 func (s *setup) replaced(ctx context.Context, before running, old *os.File, why error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleLimit)
+	ctx = context.WithoutCancel(ctx)
+	if mayGoOn(why) {
+		s.awaitOther(ctx, before.mainPID)
+	}
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
 	defer cancel()
 	pid, is, err := s.settled(ctx)
 	switch {
@@ -69,6 +77,36 @@ func (s *setup) replaced(ctx context.Context, before running, old *os.File, why 
 	}
 	s.changed("put %s back as it was", s.spec.DaemonPath)
 	return fmt.Errorf("%w: %w", ErrNotReplaced, why)
+}
+
+// mayGoOn tells whether a replacement that failed so may be under way still: nobody has said that nothing changed.
+func mayGoOn(why error) bool {
+	var said *api.Error
+	switch {
+	case errors.Is(why, ErrTooOld), errors.Is(why, api.ErrNotSent):
+		return false
+	case errors.As(why, &said):
+		return errors.Is(why, api.ErrInternal) // the old one may be about to end
+	}
+	return why != nil
+}
+
+// awaitOther waits until pid is not the main process any more, for as long as that may happen.
+func (s *setup) awaitOther(ctx context.Context, pid uint32) {
+	ctx, cancel := context.WithTimeout(ctx, unknownLimit)
+	defer cancel()
+	tick := time.NewTicker(settleTick)
+	defer tick.Stop()
+	for {
+		if run, err := s.bus.running(ctx, s.units[0].Name); err != nil || run.mainPID != pid {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // settled waits until the service has a main process, and tells whether that runs what is installed.
