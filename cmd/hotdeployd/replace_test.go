@@ -15,7 +15,6 @@ import (
 // Setup holds locks of the whole host meanwhile, and the daemon is another user's.
 func TestReplace_DaemonThatIsThereButNeverMakesWay_IsNotWaitedForForEver(t *testing.T) {
 	dir := t.TempDir()
-
 	sock, err := net.Listen("unix", supervisor.ControlSocket(dir))
 	if err != nil {
 		t.Fatal(err)
