@@ -87,7 +87,8 @@ func (c *Client) Releases(ctx context.Context) ([]ReleaseInfo, error) {
 	return ask[[]ReleaseInfo](ctx, c, http.MethodGet, "/releases", nil)
 }
 
-// What follows takes as long as it takes, while the daemon answers other questions: PlanUpload, Complete, Cancel, Start, Stop, Logs.
+// What follows takes as long as it takes, while the daemon answers other questions: PlanUpload, Complete, PlanBundle, SendBundle, Cancel, Start,
+// Stop, Logs.
 
 // PlanUpload sends a manifest; the daemon checks whether this machine can take the release and tells what it still needs.
 func (c *Client) PlanUpload(ctx context.Context, manifest []byte) (UploadPlan, error) {
@@ -122,15 +123,39 @@ func (c *Client) PlanBundle(ctx context.Context, manifest []byte, base string) (
 	if base != "" {
 		q.Set("base", base)
 	}
-	return ask[UploadPlan](ctx, c, http.MethodPost, "/uploads?"+q.Encode(), content{DeltaType, bytes.NewReader(manifest)})
+	ctx, stop := c.attend(ctx)
+	defer stop()
+	return askAt[UploadPlan](ctx, c, http.MethodPost, prefix()+"/uploads?"+q.Encode(), content{DeltaType, bytes.NewReader(manifest)})
 }
 
 // SendBundle sends a bundle of an upload from offset on, and the daemon makes the release of it. After a lost line the plan tells where to
 // go on.
 func (c *Client) SendBundle(ctx context.Context, digest, id string, offset int64, r io.Reader) (ReleaseInfo, error) {
 	path := "/uploads/" + url.PathEscape(digest) + "/bundles/" + url.PathEscape(id) + "?offset=" + strconv.FormatInt(offset, 10)
-	return ask[ReleaseInfo](ctx, c, http.MethodPut, path, content{"application/octet-stream", r})
+	m := &moving{r: r}
+	ctx, stop := c.attendTo(ctx, m.since, drainQuestions)
+	defer stop()
+	return askAt[ReleaseInfo](ctx, c, http.MethodPut, prefix()+path, content{"application/octet-stream", m})
 }
+
+// drainQuestions: what the line still holds when the last byte of a bundle was handed to it, some megabytes, takes minutes where it is thin.
+const drainQuestions = 10
+
+// moving tells whether anything was read since it was asked last.
+type moving struct {
+	r    io.Reader
+	read atomic.Bool
+}
+
+func (m *moving) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	if n > 0 {
+		m.read.Store(true)
+	}
+	return n, err
+}
+
+func (m *moving) since() bool { return m.read.Swap(false) }
 
 // content is a body that is no JSON.
 type content struct {

@@ -28,20 +28,33 @@ func (c *Client) limit(ctx context.Context) (context.Context, context.CancelFunc
 
 // attend is for what takes its time: the context ends when the daemon does not answer other questions either. Call stop when it is done.
 func (c *Client) attend(ctx context.Context) (_ context.Context, stop func()) {
+	return c.attendTo(ctx, nil, 1)
+}
+
+// attendTo asks only while nothing moves, since a question waits behind what the line has still to carry, and gives up after that many that
+// were not answered.
+func (c *Client) attendTo(ctx context.Context, moves func() bool, questions int) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})
 	go func() { // ends with ctx
 		defer close(done)
 		tick := time.NewTicker(c.every)
 		defer tick.Stop()
+		unanswered := 0
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
 			}
-			if _, err := c.Status(ctx); errors.Is(err, ErrSilent) {
-				cancel(silent(c.within))
+			if moves != nil && moves() {
+				unanswered = 0
+				continue
+			}
+			if _, err := c.Status(ctx); !errors.Is(err, ErrSilent) {
+				unanswered = 0
+			} else if unanswered++; unanswered == questions {
+				cancel(silent(time.Duration(questions) * c.within))
 				return
 			}
 		}

@@ -39,19 +39,24 @@ func TestClient_StuckDaemon_NobodyWaitsForEver(t *testing.T) {
 	var alive atomic.Bool
 	c := stuck(t, &alive)
 	for name, ask := range map[string]func(context.Context) error{
-		"status":   func(ctx context.Context) error { _, err := c.Status(ctx); return err },
-		"releases": func(ctx context.Context) error { _, err := c.Releases(ctx); return err },
-		"history":  func(ctx context.Context) error { _, err := c.History(ctx, 1); return err },
-		"upgrade":  func(ctx context.Context) error { _, err := c.Upgrade(ctx, UpgradeRequest{}); return err },
-		"retire":   func(ctx context.Context) error { return c.Retire(ctx, 1, false) },
-		"metrics":  func(ctx context.Context) error { return c.Metrics(ctx, io.Discard) },
-		"plan":     func(ctx context.Context) error { _, err := c.PlanUpload(ctx, nil); return err },
-		"complete": func(ctx context.Context) error { _, err := c.Complete(ctx, "ab"); return err },
-		"discard":  func(ctx context.Context) error { return c.Discard(ctx, "ab") },
-		"cancel":   func(ctx context.Context) error { _, err := c.Cancel(ctx, "1"); return err },
-		"stop":     func(ctx context.Context) error { _, err := c.Stop(ctx, StopRequest{}); return err },
-		"start":    func(ctx context.Context) error { _, err := c.Start(ctx, StopRequest{}); return err },
-		"logs":     func(ctx context.Context) error { return c.Logs(ctx, LogQuery{}, io.Discard) },
+		"status":           func(ctx context.Context) error { _, err := c.Status(ctx); return err },
+		"releases":         func(ctx context.Context) error { _, err := c.Releases(ctx); return err },
+		"history":          func(ctx context.Context) error { _, err := c.History(ctx, 1); return err },
+		"upgrade":          func(ctx context.Context) error { _, err := c.Upgrade(ctx, UpgradeRequest{}); return err },
+		"retire":           func(ctx context.Context) error { return c.Retire(ctx, 1, false) },
+		"metrics":          func(ctx context.Context) error { return c.Metrics(ctx, io.Discard) },
+		"plan":             func(ctx context.Context) error { _, err := c.PlanUpload(ctx, nil); return err },
+		"complete":         func(ctx context.Context) error { _, err := c.Complete(ctx, "ab"); return err },
+		"plan of a bundle": func(ctx context.Context) error { _, err := c.PlanBundle(ctx, nil, ""); return err },
+		"bundle": func(ctx context.Context) error {
+			_, err := c.SendBundle(ctx, "ab", "1", 0, strings.NewReader("bytes"))
+			return err
+		},
+		"discard": func(ctx context.Context) error { return c.Discard(ctx, "ab") },
+		"cancel":  func(ctx context.Context) error { _, err := c.Cancel(ctx, "1"); return err },
+		"stop":    func(ctx context.Context) error { _, err := c.Stop(ctx, StopRequest{}); return err },
+		"start":   func(ctx context.Context) error { _, err := c.Start(ctx, StopRequest{}); return err },
+		"logs":    func(ctx context.Context) error { return c.Logs(ctx, LogQuery{}, io.Discard) },
 	} {
 		err := ask(t.Context())
 		if !errors.Is(err, ErrSilent) || !errors.Is(err, ErrLineLost) || strings.Contains(err.Error(), "line was lost") {
@@ -73,6 +78,26 @@ func TestClient_LongWork_IsWaitedForWhileTheDaemonLives(t *testing.T) {
 	case <-time.After(10 * c.within):
 	}
 	alive.Store(false)
+	if err := <-done; !errors.Is(err, ErrSilent) {
+		t.Errorf("%v", err)
+	}
+}
+
+// A bundle takes as long as its line takes, also when the daemon's answers do not come through behind it.
+func TestClient_Bundle_TakesItsTime(t *testing.T) {
+	var alive atomic.Bool
+	c := stuck(t, &alive)
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() { _, err := c.SendBundle(t.Context(), "ab", "1", 0, r); done <- err }()
+	tick := time.NewTicker(c.every / 4)
+	defer tick.Stop()
+	for began := time.Now(); time.Since(began) < 2*drainQuestions*c.within; <-tick.C {
+		if _, err := w.Write([]byte{1}); err != nil {
+			t.Fatalf("given up while it moves: %v", <-done)
+		}
+	}
+	w.Close()
 	if err := <-done; !errors.Is(err, ErrSilent) {
 		t.Errorf("%v", err)
 	}

@@ -3,6 +3,7 @@ package delta
 import (
 	"cmp"
 	"slices"
+	"sort"
 )
 
 // op is what makes one stretch of the new file: some literal bytes, then bytes of the old file, with differences.
@@ -78,8 +79,10 @@ func (s *shifts) at(place int64) (shift int64, ok bool) {
 	if s.ops[i].old > place {
 		return 0, false
 	}
-	for i+1 < len(s.ops) && s.ops[i+1].old <= place {
-		i++
+	after := s.ops[i+1:] // halved, not walked: a hostile delta could put all its copies on one page
+	if page+1 < int64(len(s.pages)) {
+		after = after[:min(int(s.pages[page+1])+1-i, len(after))]
 	}
+	i += sort.Search(len(after), func(k int) bool { return after[k].old > place })
 	return s.ops[i].new - s.ops[i].old, true
 }

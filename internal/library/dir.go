@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -87,9 +88,14 @@ func (d dir) List(name string) ([]Entry, error) {
 	entries, err := f.ReadDir(-1)
 	var list []Entry
 	for _, e := range entries {
-		if fi, err := e.Info(); err == nil {
-			list = append(list, Entry{e.Name(), fi.Size(), fi.ModTime()})
+		fi, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) { // removed since
+			continue
 		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, Entry{e.Name(), fi.Size(), fi.ModTime()})
 	}
 	return list, err
 }

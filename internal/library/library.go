@@ -70,12 +70,8 @@ func (l *Library) Close() error { return l.folder.Close() }
 
 func contentName(sha string) string { return path.Join(contentsDir, sha[:2], sha) }
 
-// Add keeps a release, or notes that it was used.
+// Add keeps a release, or notes that it was used. Of one that is there it writes the contents that are not.
 func (l *Library) Add(ctx context.Context, rel *release.Packed) error {
-	name := path.Join(releasesDir, rel.Digest)
-	if l.folder.Touch(name) == nil {
-		return nil
-	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(workers)
 	seen := map[string]bool{}
@@ -89,6 +85,10 @@ func (l *Library) Add(ctx context.Context, rel *release.Packed) error {
 	}
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("keep release %s: %w", rel.Manifest.Version, err)
+	}
+	name := path.Join(releasesDir, rel.Digest)
+	if l.folder.Touch(name) == nil {
+		return nil
 	}
 	if err := l.folder.Create(name, bytes.NewReader(rel.Bytes)); err != nil {
 		return fmt.Errorf("keep release %s: %w", rel.Manifest.Version, err)
@@ -112,26 +112,45 @@ func (l *Library) addContent(ctx context.Context, rel *release.Packed, f *releas
 	return l.folder.Create(name, io.NewSectionReader(r, 0, f.Size))
 }
 
-// Manifest returns the manifest of the release with that digest. [fs.ErrNotExist]: it is not here, or damaged.
+// ErrNotUnderstood: a manifest is here and whole as far as can be told, but this hotdeploy cannot read it, as one of a newer format.
+var ErrNotUnderstood = errors.New("not understood here")
+
+// Manifest returns the manifest of the release with that digest. [fs.ErrNotExist]: it is not here, or damaged. Any other error, of which one
+// is [ErrNotUnderstood], says nothing against it.
 func (l *Library) Manifest(digest string) (*release.Manifest, []byte, error) {
 	if release.CheckDigest(digest) != nil {
 		return nil, nil, fs.ErrNotExist
 	}
 	name := path.Join(releasesDir, digest)
-	f, size, err := l.folder.Open(name)
+	raw, err := l.read(name)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("read manifest %s: %w", digest, err)
 	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.NewSectionReader(f, 0, min(size, release.MaxManifestBytes)))
-	if err != nil {
-		return nil, nil, err
-	}
-	m, err := release.Decode(raw)
-	if err != nil || release.Digest(raw) != digest {
+	if release.Digest(raw) != digest {
 		return nil, nil, errors.Join(fs.ErrNotExist, l.folder.Remove(name))
 	}
+	m, err := release.Decode(raw)
+	if err != nil {
+		return nil, nil, fmt.Errorf("manifest %s: %w: %w", digest, ErrNotUnderstood, err)
+	}
 	return m, raw, nil
+}
+
+// read reads all of a manifest. What is larger than any that is known is not read, for its size is a stranger's.
+func (l *Library) read(name string) ([]byte, error) {
+	f, size, err := l.folder.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if size > release.MaxManifestBytes {
+		return nil, fmt.Errorf("%w: %d bytes", ErrNotUnderstood, size)
+	}
+	raw, err := io.ReadAll(io.NewSectionReader(f, 0, size))
+	if err == nil && int64(len(raw)) < size {
+		err = io.ErrUnexpectedEOF
+	}
+	return raw, err
 }
 
 // Content opens a content. [fs.ErrNotExist]: it is not here, or damaged. The caller closes it.
@@ -223,18 +242,30 @@ type Info struct {
 	Used    time.Time `json:"used"`
 }
 
-// List lists the releases, the one used last first. What is damaged is left out.
+// List lists the releases, the one used last first. What is damaged, or of a newer format, is left out.
 func (l *Library) List() ([]Info, error) {
+	list, _, err := l.list()
+	return list, err
+}
+
+// list also tells what is not understood. Any other manifest that is there and cannot be read is an error: nobody knows what it needs.
+func (l *Library) list() (list []Info, strange []Entry, err error) {
 	entries, err := l.folder.List(releasesDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("list the releases: %w", err)
+		return nil, nil, fmt.Errorf("list the releases: %w", err)
 	}
-	list := []Info{}
+	list = []Info{}
 	for _, e := range entries {
-		if m, _, err := l.Manifest(e.Name); err == nil {
+		m, _, err := l.Manifest(e.Name)
+		switch {
+		case err == nil:
 			list = append(list, Info{release.Ref{Version: m.Version, Digest: e.Name}, m.Service, m.TotalBytes(), len(m.Files), e.Time})
+		case errors.Is(err, ErrNotUnderstood):
+			strange = append(strange, e)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, nil, fmt.Errorf("list the releases: %w", err)
 		}
 	}
 	slices.SortFunc(list, func(a, b Info) int { return cmp.Or(b.Used.Compare(a.Used), cmp.Compare(a.Digest, b.Digest)) })
-	return list, nil
+	return list, strange, nil
 }

@@ -42,16 +42,22 @@ func (l *Library) PruneDaily(now time.Time, keep Limits) error {
 
 // Prune removes the releases that were not used for long, and of the others those that were used last too long ago for all to
 // have room; the one used last stays. Then it removes the contents that no release has.
+//
+// Of a manifest of a newer format only its age is known, not its contents: while there is one that is not too old, all contents stay, whatever
+// room they take. If a manifest cannot be read now, no content is removed either, and it is an error.
 func (l *Library) Prune(now time.Time, keep Limits) error {
-	list, err := l.List()
+	list, strange, err := l.list()
 	if err != nil {
 		return err
 	}
 	used, total := map[string]bool{}, int64(0)
 	for i, info := range list {
 		m, _, err := l.Manifest(info.Digest)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) { // somebody else prunes
 			continue
+		}
+		if err != nil {
+			return err
 		}
 		var more []string
 		for k := range m.Files {
@@ -65,16 +71,31 @@ func (l *Library) Prune(now time.Time, keep Limits) error {
 			for _, sha := range more {
 				delete(used, sha)
 			}
-			if err := l.folder.Remove(path.Join(releasesDir, info.Digest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("remove release %s: %w", info.Version, err)
+			if err := l.remove(path.Join(releasesDir, info.Digest)); err != nil {
+				return err
 			}
 		}
 	}
-	return l.sweep(now, used)
+	unknown := false
+	for _, e := range strange {
+		if now.Sub(e.Time) <= keep.Age {
+			unknown = true
+		} else if err := l.remove(path.Join(releasesDir, e.Name)); err != nil {
+			return err
+		}
+	}
+	return l.sweep(now, func(sha string) bool { return unknown || used[sha] })
+}
+
+func (l *Library) remove(name string) error {
+	if err := l.folder.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	return nil
 }
 
 // sweep removes what nobody uses. What is young may belong to a release whose manifest is not there yet.
-func (l *Library) sweep(now time.Time, used map[string]bool) error {
+func (l *Library) sweep(now time.Time, used func(sha string) bool) error {
 	dirs, err := l.folder.List(contentsDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -90,9 +111,9 @@ func (l *Library) sweep(now time.Time, used map[string]bool) error {
 		}
 		for _, f := range files {
 			leftover := strings.HasPrefix(f.Name, tempPrefix)
-			if now.Sub(f.Time) > young && (leftover || in != releasesDir && !used[f.Name]) {
-				if err := l.folder.Remove(path.Join(in, f.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					return fmt.Errorf("remove %s: %w", f.Name, err)
+			if now.Sub(f.Time) > young && (leftover || in != releasesDir && !used(f.Name)) {
+				if err := l.remove(path.Join(in, f.Name)); err != nil {
+					return err
 				}
 			}
 		}
