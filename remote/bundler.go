@@ -3,8 +3,10 @@ package remote
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"sync"
 
@@ -117,8 +119,12 @@ func (b *Bundler) recipe(lacks []int, has []string) bundle.Recipe {
 	return bundle.Choose(b.rel.Manifest, lacks, nil, "")
 }
 
-func (b *Bundler) openBase(f *release.File) (bundle.File, error) {
+// openBase opens a file of the release with digest base. One that is not whole is no base for any push.
+func (b *Bundler) openBase(base string, f *release.File) (bundle.File, error) {
 	r, err := b.library.Content(b.ctx, f)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errors.Join(err, b.library.Forget(base))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", errBase, release.Shown(f.Path), err)
 	}
@@ -135,7 +141,7 @@ func (b *Bundler) bundle(r bundle.Recipe) (*spool.Spool, error) {
 	}
 	var base bundle.Source
 	if r.Base != "" {
-		base = bundle.Source{Manifest: b.bases[r.Base].manifest, Open: b.openBase}
+		base = bundle.Source{Manifest: b.bases[r.Base].manifest, Open: func(f *release.File) (bundle.File, error) { return b.openBase(r.Base, f) }}
 	}
 	to := bundle.Source{Manifest: b.rel.Manifest, Open: func(f *release.File) (bundle.File, error) { return b.rel.Open(f.SHA256) }}
 	s, err := newSpool(func(w io.Writer) error { return bundle.Write(b.ctx, w, r, base, to) })

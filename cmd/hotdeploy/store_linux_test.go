@@ -87,6 +87,9 @@ func TestStore_WhatIsKeptIsDamaged_TheReleaseArrivesAllTheSame(t *testing.T) {
 	}
 	w.write("app/run.sh", "#!/bin/sh\n# more\nexec sleep 1000\n", 0o755)
 	w.want(0, []string{"push", "--version", "2", "web-1"}, "without another release as a base", "2 is serving")
+	if kept, _ := filepath.Glob(w.path("store/releases/*")); len(kept) != 1 {
+		t.Errorf("%q: a release that is not whole is kept", kept)
+	}
 	w.write("app/run.sh", "#!/bin/sh\n# more again\nexec sleep 1000\n", 0o755)
 	w.want(0, []string{"push", "--version", "3", "web-1"}, "as a delta", "3 is serving")
 }

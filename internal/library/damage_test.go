@@ -37,7 +37,7 @@ func TestLibrary_ManifestThatCannotBeRead_NothingIsPruned(t *testing.T) {
 	})
 }
 
-func TestLibrary_AddRepairsAReleaseThatIsThere(t *testing.T) {
+func TestLibrary_AReleaseThatIsForgotten_IsRepairedByAdd(t *testing.T) {
 	everywhere(t, func(t *testing.T, l *library.Library, dir string) {
 		rel := pack(t, "1", map[string]string{"run": "#!/bin/sh\n", "other": "y"})
 		if err := l.Add(t.Context(), rel); err != nil {
@@ -58,7 +58,7 @@ func TestLibrary_AddRepairsAReleaseThatIsThere(t *testing.T) {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
-			if err := l.Add(t.Context(), rel); err != nil {
+			if err := errors.Join(l.Forget(rel.Digest), l.Add(t.Context(), rel)); err != nil {
 				t.Fatal(err)
 			}
 			for name, want := range map[string]string{"run": "#!/bin/sh\n", "other": "y"} {

@@ -70,8 +70,12 @@ func (l *Library) Close() error { return l.folder.Close() }
 
 func contentName(sha string) string { return path.Join(contentsDir, sha[:2], sha) }
 
-// Add keeps a release, or notes that it was used. Of one that is there it writes the contents that are not.
+// Add keeps a release, or notes that it was used if it is there.
 func (l *Library) Add(ctx context.Context, rel *release.Packed) error {
+	name := path.Join(releasesDir, rel.Digest)
+	if l.folder.Touch(name) == nil {
+		return nil
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(workers)
 	seen := map[string]bool{}
@@ -86,14 +90,19 @@ func (l *Library) Add(ctx context.Context, rel *release.Packed) error {
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("keep release %s: %w", rel.Manifest.Version, err)
 	}
-	name := path.Join(releasesDir, rel.Digest)
-	if l.folder.Touch(name) == nil {
-		return nil
-	}
 	if err := l.folder.Create(name, bytes.NewReader(rel.Bytes)); err != nil {
 		return fmt.Errorf("keep release %s: %w", rel.Manifest.Version, err)
 	}
 	return nil
+}
+
+// Forget is for a release of which a content is missing or damaged: it is not listed any more, and [Library.Add] repairs it. What is whole of it
+// goes when it is pruned.
+func (l *Library) Forget(digest string) error {
+	if err := release.CheckDigest(digest); err != nil {
+		return err
+	}
+	return l.remove(path.Join(releasesDir, digest))
 }
 
 func (l *Library) addContent(ctx context.Context, rel *release.Packed, f *release.File) error {
