@@ -144,6 +144,19 @@ func (d *Deployment) deliver(ctx context.Context, rel *release.Packed, st api.St
 	return t, err
 }
 
+// Discard takes back what [Deployment.Deliver] brought, if [Deployment.Push] will not come. What was on the host before stays, and so does the
+// content for a while: another push does not send it again. Without a line there is nothing to take back.
+func (d *Deployment) Discard(ctx context.Context, digest string) error {
+	if d.line == nil {
+		return nil
+	}
+	delete(d.delivered, digest)
+	if err := d.line.Client.Discard(ctx, digest); err != nil {
+		return fmt.Errorf("take back what was uploaded: %w", err)
+	}
+	return nil
+}
+
 // discard takes back what was uploaded for an upgrade that did not begin, so that nothing has changed. The host keeps the content for a while: another
 // push does not send it again.
 func (d *Deployment) discard(digest string) {

@@ -105,6 +105,7 @@ func (f *fakeDaemon) routes() http.Handler {
 	step("POST /v1/uploads", "plan", f.plan)
 	step("POST /v1/uploads/{digest}/complete", "complete", f.complete)
 	step("PUT /v1/uploads/{digest}/bundles/{id}", "bundle", f.bundle)
+	step("DELETE /v1/uploads/{digest}", "discard", func(*http.Request) (any, error) { return nil, nil })
 	step("POST /v1/upgrades", "upgrade", f.begin)
 	step("GET /v1/upgrades/{id}", "get", func(r *http.Request) (any, error) { return f.find(r.PathValue("id")) })
 	step("DELETE /v1/upgrades/{id}", "cancel", f.cancel)

@@ -257,6 +257,23 @@ func TestPush_InterruptedUpload_GoesOnWhereItWas(t *testing.T) {
 	}
 }
 
+func TestDiscard_AfterADelivery_TheNextPushDoesNotRelyOnIt(t *testing.T) {
+	r := newRig(t, sshtest.Options{})
+	rel := packed(t, "2")
+	if err := r.d.Discard(t.Context(), rel.Digest); err != nil || r.count("discard") != 0 {
+		t.Fatalf("without a line: %v", err)
+	}
+	if err := r.d.Deliver(t.Context(), rel); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.d.Discard(t.Context(), rel.Digest); err != nil || r.count("discard") != 1 {
+		t.Fatalf("asked %d times: %v", r.count("discard"), err)
+	}
+	if _, err := r.d.Push(t.Context(), rel); err != nil || r.count("plan") != 2 {
+		t.Errorf("planned %d times, want 2: %v", r.count("plan"), err)
+	}
+}
+
 func TestPush_CancelledBeforeTheUpgrade_NothingChanged(t *testing.T) {
 	for _, step := range []string{"status", "plan", "complete"} {
 		t.Run("during "+step, func(t *testing.T) {

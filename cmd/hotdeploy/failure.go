@@ -71,10 +71,10 @@ func outputOf(f *remote.Failure) []string {
 }
 
 func printFailure(w io.Writer, text, state, hint string, output []string) {
-	text, state, hint = visible(text), visible(state), visible(hint)
-	fmt.Fprintf(w, "hotdeploy: error: %s\n", strings.ReplaceAll(text, "\n", "\n    "))
+	state, hint = inLine(state), inLine(hint)
+	fmt.Fprintf(w, "hotdeploy: error: %s\n", strings.ReplaceAll(visible(text), "\n", "\n    "))
 	for _, line := range output {
-		fmt.Fprintf(w, "    %s\n", line)
+		fmt.Fprintf(w, "    %s\n", inLine(line))
 	}
 	if state != "" {
 		fmt.Fprintf(w, "hotdeploy: state: %s\n", state)
@@ -101,6 +101,9 @@ func visible(text string) string {
 	}
 	return b.String()
 }
+
+// inLine is visible for text that is to stay on its line: it must not look like a line of ours.
+func inLine(text string) string { return strings.ReplaceAll(visible(text), "\n", `\n`) }
 
 // answer is what --json prints.
 type answer struct {

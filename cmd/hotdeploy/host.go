@@ -155,7 +155,7 @@ func (h *host) verbosely(format string, args ...any) {
 // tell prints a line of the answer, where that is not to be JSON.
 func (h *host) tell(format string, args ...any) {
 	if !h.json {
-		fmt.Fprintf(h.stdout, h.name+": "+format+"\n", args...)
+		fmt.Fprintln(h.stdout, inLine(h.name+": "+fmt.Sprintf(format, args...)))
 	}
 }
 

@@ -78,7 +78,7 @@ func (b *bars) line(w io.Writer, line string) {
 	if b.progress != nil {
 		w = b.progress
 	}
-	fmt.Fprintln(w, visible(line))
+	fmt.Fprintln(w, inLine(line))
 }
 
 func (a *app) newNarrator(name string) *narrator {
@@ -113,7 +113,7 @@ func (n *narrator) enter(phase string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.terminal {
-		fmt.Fprintf(n.w, "  %-8s ...", phase)
+		fmt.Fprintf(n.w, "  %-8s ...", inLine(phase))
 		n.pending = true
 	}
 }
@@ -129,7 +129,7 @@ func (n *narrator) phase(p api.PhaseTime) {
 	if p.Text != "" {
 		line += "   " + p.Text
 	}
-	fmt.Fprintln(n.w, line)
+	fmt.Fprintln(n.w, inLine(line))
 }
 
 func (n *narrator) event(e api.Event) {

@@ -86,14 +86,19 @@ func (a *app) pushTo(ctx context.Context, hosts []*host, rel *release.Packed) er
 		}
 	}
 	failed := a.deliver(ctx, hosts, rel)
+	turn := 0
 	err = a.each(hosts, func(h *host) error {
+		turn++
 		if failed[h] != nil {
+			h.discard(rel) // it may be there all the same: only the answer was lost
 			return failed[h]
 		}
-		return h.push(ctx, rel)
+		return h.pushOrTakeBack(ctx, rel, len(hosts) > 1)
 	})
 	if err == nil {
 		keep.begin(ctx)
+	} else {
+		a.takeBack(hosts[turn:], failed, rel)
 	}
 	if kept := keep.end(); kept != nil && err == nil {
 		hosts[0].say("warning: %v", kept)
@@ -113,7 +118,10 @@ func (a *app) deliver(ctx context.Context, hosts []*host, rel *release.Packed) m
 	var wg sync.WaitGroup
 	for i, h := range hosts {
 		if errs[i] == nil {
-			wg.Go(func() { errs[i] = h.d.Deliver(ctx, rel) })
+			wg.Go(func() {
+				errs[i] = h.d.Deliver(ctx, rel)
+				h.told.finish() // its bar is not to wait for its turn, which may never come
+			})
 		}
 	}
 	wg.Wait()

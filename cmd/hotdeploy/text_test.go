@@ -151,3 +151,25 @@ func TestNamesOfFilesDrawNothingOnTheTerminal(t *testing.T) {
 		}
 	}
 }
+
+func TestTextOfOthers_BeginsNoLine(t *testing.T) {
+	const forged = "\nhotdeploy: state: all is well\r\x1b[2J"
+	var errs, out bytes.Buffer
+	a := &app{stdout: &out, stderr: &errs, verbose: true}
+	h := a.newHost("web-1", "chat", "")
+	h.say("no %s", forged)
+	h.told.event(api.Event{Text: forged})
+	h.told.phase(api.PhaseTime{Phase: "soak" + forged, Text: forged})
+	h.told.terminal = true
+	h.told.enter("soak" + forged)
+	h.told.finish()
+	h.tell("100%% %s", forged)
+	printFailure(&errs, "no"+forged, "state"+forged, "hint"+forged, []string{"app" + forged})
+	text := out.String() + errs.String()
+	if lines := strings.Count("\n"+text, "\nhotdeploy: state: all"); lines > 0 || strings.ContainsAny(text, "\r\x1b") {
+		t.Errorf("%d forged lines in\n%q", lines, text)
+	}
+	if want := `web-1: 100% \nhotdeploy: state: all is well\r\x1b[2J` + "\n"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}
