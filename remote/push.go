@@ -201,7 +201,8 @@ func busy(name string, st api.Status) error {
 func (d *Deployment) send(ctx context.Context, rel *release.Packed, st api.Status) (Transfer, error) {
 	if st.Daemon.Bundles == bundle.Format {
 		t, err := d.sendBundle(ctx, rel, st)
-		if !errors.Is(err, api.ErrBundle) {
+		// A bundle and what is made of it lie on the disk together, so the files alone may have room. t.Contents: that of the release was there.
+		if noRoom := errors.Is(err, api.ErrDiskSpace) && t.Contents > 0; !noRoom && !errors.Is(err, api.ErrBundle) {
 			return t, err
 		}
 		d.say(fmt.Sprintf("%v; sending the files as they are", err))

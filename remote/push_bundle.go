@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
@@ -12,24 +13,24 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/release"
 )
 
-// bundleTries is how often a bundle is made: with a base, with another or none, and once more.
+// bundleTries is how often a bundle is made: with a base, with another, and without.
 const bundleTries = 3
 
-// sendBundle sends what the host lacks as one bundle. Whatever is wrong with a base, without it all is well.
+// sendBundle sends what the host lacks as one bundle. Whatever is wrong with a base, with another or without all is well.
 func (d *Deployment) sendBundle(ctx context.Context, rel *release.Packed, st api.Status) (t Transfer, err error) {
 	b := d.Bundler
 	if b == nil {
 		b = NewBundler(ctx, rel, nil)
 		defer b.Close()
 	}
-	based := true
-	for range bundleTries {
-		var used bool
-		t, used, err = d.tryBundle(ctx, b, st, based)
+	var from bases
+	for try := range bundleTries {
+		from.none = try == bundleTries-1 && len(from.bad) > 0
+		var used string
+		t, used, err = d.tryBundle(ctx, b, st, &from)
 		switch {
-		case used && (errors.Is(err, api.ErrBundle) || errors.Is(err, errBase)):
-			d.say(fmt.Sprintf("%v; sending it without another release as a base", err))
-			based = false
+		case used != "" && (errors.Is(err, api.ErrBundle) || errors.Is(err, errBase)):
+			from.bad, from.why = append(from.bad, used), err
 		case errors.Is(err, api.ErrDigest), errors.Is(err, api.ErrIncomplete):
 			d.say(fmt.Sprintf("%v; sending it again", err))
 		case errors.Is(err, api.ErrBundle):
@@ -39,6 +40,28 @@ func (d *Deployment) sendBundle(ctx context.Context, rel *release.Packed, st api
 		}
 	}
 	return t, err
+}
+
+// bases tells which releases may be used as a base.
+type bases struct {
+	bad  []string // these may not
+	none bool     // nor may any other
+	why  error    // what is wrong with the last of bad, until it is told
+}
+
+func (f *bases) usable(digest string) bool { return !f.none && !slices.Contains(f.bad, digest) }
+
+// sayNext tells what is done about a base that was no good.
+func (d *Deployment) sayNext(from *bases, base string) {
+	switch {
+	case from.why == nil:
+		return
+	case base == "":
+		d.say(fmt.Sprintf("%v; sending it without another release as a base", from.why))
+	default:
+		d.say(fmt.Sprintf("%v; sending it with release %.12s as the base", from.why, base))
+	}
+	from.why = nil
 }
 
 // hasChanged tells whether a file here is not what it was when the release was packed.
@@ -58,38 +81,36 @@ func hasChanged(ctx context.Context, rel *release.Packed) error {
 // errBase is a base that cannot be read here.
 var errBase = errors.New("what is kept here of another release is no good")
 
-// tryBundle plans and sends once. used tells whether another release was used as a base, if based allows that.
-func (d *Deployment) tryBundle(ctx context.Context, b *Bundler, st api.Status, based bool) (t Transfer, used bool, err error) {
+// tryBundle plans and sends once. used is the release that was used as a base.
+func (d *Deployment) tryBundle(ctx context.Context, b *Bundler, st api.Status, from *bases) (t Transfer, used string, err error) {
 	committed := ""
-	if based && st.Committed != nil {
+	if st.Committed != nil && from.usable(st.Committed.Digest) {
 		committed = st.Committed.Digest
 	}
 	manifest, base, err := b.manifest(ctx, committed)
 	if err != nil {
-		return t, false, fmt.Errorf("encode the manifest: %w", err)
+		return t, "", fmt.Errorf("encode the manifest: %w", err)
 	}
 	plan, err := d.line.Client.PlanBundle(ctx, manifest, base)
 	if err != nil {
-		return t, base != "", err
+		return t, base, err
 	}
 	if err := checkBundlePlan(b.rel, plan); err != nil {
-		return t, false, fmt.Errorf("the host's plan: %w", err)
+		return t, "", fmt.Errorf("the host's plan: %w", err)
 	}
 	t = Transfer{Files: len(plan.Lacks), Reused: plan.Reused}
 	switch {
 	case plan.Complete:
-		return t, false, nil
+		return t, "", nil
 	case len(plan.Lacks) == 0:
 		d.transferred(t)
 		_, err = d.line.Client.Complete(ctx, plan.Digest)
-		return t, false, err
+		return t, "", err
 	}
-	if !based {
-		plan.Has = nil
-	}
-	r := b.recipe(plan.Lacks, plan.Has)
+	r := b.recipe(plan.Lacks, slices.DeleteFunc(plan.Has, func(base string) bool { return !from.usable(base) }))
+	d.sayNext(from, r.Base)
 	t, err = d.sendSpool(ctx, b, r, plan, t)
-	return t, r.Base != "", err
+	return t, r.Base, err
 }
 
 func (d *Deployment) sendSpool(ctx context.Context, b *Bundler, r bundle.Recipe, plan api.UploadPlan, t Transfer) (Transfer, error) {

@@ -51,6 +51,9 @@ type fakeDaemon struct {
 	asked    []string     // every request, in order
 	damaged  int          // how many times Complete finds a damaged part
 	held     bool         // the upgrade in flight does not end yet
+	full     bool         // there is no room for a release
+	has      []*release.Packed
+	take     func(base string) error // what becomes of a bundle with that base
 }
 
 func newDaemon(t *testing.T) *fakeDaemon {
@@ -101,6 +104,7 @@ func (f *fakeDaemon) routes() http.Handler {
 	step("GET /v1/status", "status", func(*http.Request) (any, error) { return f.snapshot(), nil })
 	step("POST /v1/uploads", "plan", f.plan)
 	step("POST /v1/uploads/{digest}/complete", "complete", f.complete)
+	step("PUT /v1/uploads/{digest}/bundles/{id}", "bundle", f.bundle)
 	step("DELETE /v1/uploads/{digest}", "discard", func(*http.Request) (any, error) { return nil, nil })
 	step("POST /v1/upgrades", "upgrade", f.begin)
 	step("GET /v1/upgrades/{id}", "get", func(r *http.Request) (any, error) { return f.find(r.PathValue("id")) })
@@ -123,6 +127,9 @@ func (f *fakeDaemon) set(change func(*api.Status)) {
 
 // plan finds out what lies in parts, and asks for the rest.
 func (f *fakeDaemon) plan(r *http.Request) (any, error) {
+	if r.URL.Query().Has("bundle") {
+		return f.planBundle(r)
+	}
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		return nil, api.ErrBadRequest.With(err.Error())

@@ -392,7 +392,7 @@ func (s *Supervisor) resume() {
 		for _, g := range s.ordered() {
 			s.background(func() { s.watch(g) })
 		}
-		if s.stopping == nil && !s.running() && len(s.gens) > 0 {
+		if s.stopping == nil && !s.running() && len(s.gens)+len(s.held) > 0 {
 			s.resumeStop()
 		}
 		if u := s.legacy.upgrade; u != nil {

@@ -109,7 +109,7 @@ func TestControl_MalformedRequests_AreToldWhatIsWrong(t *testing.T) {
 func TestControl_SlowSenders(t *testing.T) {
 	r := emptyRig(t)
 	r.adapt = func(s *Supervisor) {
-		s.patience = patience{header: 300 * time.Millisecond, read: 300 * time.Millisecond, write: time.Minute, idle: 300 * time.Millisecond}
+		s.patience = patience{header: 300 * time.Millisecond, read: 300 * time.Millisecond, large: time.Minute, write: time.Minute, idle: 300 * time.Millisecond}
 	}
 	r.start()
 	t.Run("slow but steady arrives", func(t *testing.T) {
@@ -144,6 +144,35 @@ func TestControl_SlowSenders(t *testing.T) {
 				t.Errorf("%s", b)
 			}
 		})
+	}
+}
+
+// Who may send much must not be so slow that nobody else can.
+func TestControl_SlowSendersOfMuch_AreLetGoInTheEnd(t *testing.T) {
+	r := emptyRig(t)
+	r.adapt = func(s *Supervisor) { s.patience.large = 500 * time.Millisecond }
+	r.start()
+	done := make(chan struct{})
+	defer close(done)
+	for range 2 * maxLarge {
+		c := r.dialControl()
+		if _, err := io.WriteString(c, "POST /v1/uploads HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for err := error(nil); err == nil; _, err = io.WriteString(c, " ") {
+				select {
+				case <-time.After(20 * time.Millisecond):
+				case <-done:
+					return
+				}
+			}
+		}()
+	}
+	r.status() // they have been let in
+	began := time.Now()
+	if _, body := r.raw("POST", "/v1/uploads", strings.NewReader("{}")); !strings.Contains(string(body), api.ErrManifest.Code) {
+		t.Errorf("after %s: %s", time.Since(began), body)
 	}
 }
 
@@ -367,7 +396,7 @@ func FuzzControlBytes(f *testing.F) {
 	f.Add([]byte("\x16\x03\x01"))
 	r := emptyRig(f)
 	r.adapt = func(s *Supervisor) {
-		s.patience = patience{header: 50 * time.Millisecond, read: 50 * time.Millisecond, write: time.Second, idle: 50 * time.Millisecond}
+		s.patience = patience{header: 50 * time.Millisecond, read: 50 * time.Millisecond, large: time.Second, write: time.Second, idle: 50 * time.Millisecond}
 	}
 	r.start()
 	f.Fuzz(func(t *testing.T, b []byte) {

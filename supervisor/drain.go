@@ -303,7 +303,7 @@ func (s *Supervisor) retire(number int, now bool) error {
 	return err
 }
 
-// end stops g in order: SIGTERM, the time its release asks for, SIGKILL. With grace zero it is killed at once.
+// end stops g in order: SIGTERM, unless it was told before, the time its release asks for, SIGKILL. With grace zero it is killed at once.
 func (s *Supervisor) end(g *generation, grace time.Duration) {
 	s.do(func() {
 		g.state = api.GenStopping
@@ -311,9 +311,7 @@ func (s *Supervisor) end(g *generation, grace time.Duration) {
 	})
 	failpoint.At("end")
 	if grace > 0 {
-		if err := g.group.Signal(syscall.SIGTERM); err != nil {
-			s.logf("generation %d: ask it to stop: %v", g.number, err)
-		}
+		s.do(func() { s.tell(g) })
 		timer := time.NewTimer(grace)
 		defer timer.Stop()
 		select {

@@ -89,7 +89,9 @@ func endLeft(ctx context.Context, r ledgerGeneration, logger *log.Logger) error 
 	if len(g.Pids()) > 0 {
 		logger.Printf("generation %d (%s) is left: ending it", r.Number, r.Release.Version)
 	}
-	err = g.Signal(syscall.SIGTERM)
+	if !r.Told { // to many apps a second time means at once
+		err = g.Signal(syscall.SIGTERM)
+	}
 	timer := time.NewTimer(time.Duration(r.StopAfter))
 	defer timer.Stop()
 	select {
@@ -136,9 +138,12 @@ func forgetGenerations(cfg config.Daemon, l *ledger) error {
 // passed it first says a word.
 const awaitName = "await.line"
 
+// lockWithin is how long a waiter that has had its word may take to end.
+const lockWithin = time.Second
+
 // LeaveBehind is for after a crash: it starts argv, which calls Await, with one end of that line. One such process is enough.
 func LeaveBehind(ctx context.Context, cfg config.Daemon, argv []string) error {
-	lock, err := store.Lock(filepath.Join(cfg.RunDir, "await.lock"))
+	lock, err := lockSoon(ctx, filepath.Join(cfg.RunDir, "await.lock"))
 	if errors.Is(err, store.ErrLocked) {
 		return nil
 	}
@@ -170,6 +175,25 @@ func LeaveBehind(ctx context.Context, cfg config.Daemon, argv []string) error {
 		return err
 	}
 	return cmd.Process.Release()
+}
+
+// lockSoon is store.Lock for a file that whoever has it may be about to let go of.
+func lockSoon(ctx context.Context, path string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, lockWithin)
+	defer cancel()
+	again := time.NewTicker(lockWithin / 50)
+	defer again.Stop()
+	for {
+		lock, err := store.Lock(path)
+		if !errors.Is(err, store.ErrLocked) {
+			return lock, err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // Await waits at the line that it inherited. It ends what runs if the unit is stopped while there is no supervisor, and returns when one

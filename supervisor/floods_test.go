@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -170,6 +171,18 @@ func init() {
 		}
 		untilSIGTERM()
 	}
+	selves["child on the control socket"] = func() {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err == nil {
+			err = unix.Connect(fd, &unix.SockaddrUnix{Name: os.Getenv("CONTROL")})
+		}
+		if err == nil {
+			err = unix.Sendmsg(3, []byte("x"), unix.UnixRights(fd), nil, 0)
+		}
+		if err != nil {
+			panic(err)
+		}
+	}
 	selves["stranger"] = func() { // says how the control socket takes it
 		c, err := net.Dial("unix", os.Getenv("CONTROL"))
 		if err != nil {
@@ -191,6 +204,70 @@ func TestControl_TheAppItselfHangsOnIt_OperatorsGetThrough(t *testing.T) {
 	}
 	if r.push("2"); !strings.Contains(r.log.String(), "is the app's, which has 8 connections already") {
 		t.Error("it was not sent away")
+	}
+}
+
+// What a process left behind that has ended belongs to nobody who could be counted.
+func TestControl_PeerThatHasEnded_IsRefused(t *testing.T) {
+	for name, leave := range map[string]func(*exec.Cmd){
+		"a zombie": func(*exec.Cmd) {},
+		"reaped":   func(cmd *exec.Cmd) { cmd.Wait() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "control.sock")
+			inner, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := make(chan string, 10)
+			ln := newPeerListener(inner, func(int) bool { return false }, func(format string, args ...any) { said <- fmt.Sprintf(format, args...) })
+			defer ln.Close()
+			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fds[0])
+			theirs := os.NewFile(uintptr(fds[1]), "theirs")
+			cmd := exec.Command("/proc/self/exe", "app", "child on the control socket")
+			cmd.Env, cmd.ExtraFiles = []string{"CONTROL=" + path}, []*os.File{theirs}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer cmd.Wait()
+			theirs.Close()
+			oob := make([]byte, unix.CmsgSpace(4))
+			if _, _, _, _, err := unix.Recvmsg(fds[0], make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if m, err := unix.ParseSocketControlMessage(oob); err == nil {
+					left, _ := unix.ParseUnixRights(&m[0])
+					unix.Close(left[0])
+				}
+			}()
+			for isAlive(cmd.Process.Pid) {
+				<-time.After(time.Millisecond)
+			}
+			leave(cmd)
+			accepted := make(chan error, 1)
+			go func() {
+				c, err := ln.Accept()
+				if err == nil {
+					c.Close()
+				}
+				accepted <- err
+			}()
+			select {
+			case err := <-accepted:
+				t.Errorf("it was let in: %v", err)
+			case what := <-said:
+				if !strings.Contains(what, fmt.Sprintf("pid %d has ended", cmd.Process.Pid)) {
+					t.Error(what)
+				}
+				ln.Close()
+				<-accepted
+			}
+		})
 	}
 }
 

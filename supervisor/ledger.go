@@ -193,24 +193,22 @@ func idsOf(ks []*socket) []int {
 // readLedger returns nil where there is none, or one of an earlier boot.
 func readLedger(runDir, service string) (*ledger, error) {
 	path := ledgerPath(runDir)
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	b, err := readRegular(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrLedgerDamaged) {
 		return nil, fmt.Errorf("read what runs: %w", err)
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxLedgerBytes+1))
-	if err != nil {
-		return nil, fmt.Errorf("read what runs: %w", err)
+	var l *ledger
+	if err == nil {
+		l, err = decodeLedger(b, service)
 	}
-	l, err := decodeLedger(b, service)
 	if errors.Is(err, ErrLedgerNewer) {
 		return nil, fmt.Errorf("%s: %w: install that hotdeployd again, or stop the service before this one takes over (systemctl stop %s)", path, err, service)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; to go on, which ends what runs, type:\n\tsystemctl stop %s; rm -f %s; systemctl start %s", path, err, service, path, service)
+		return nil, fmt.Errorf("%s: %w; to go on, which ends what runs, type:\n\tsystemctl stop %s; rm -rf %s; systemctl start %s", path, err, service, path, service)
 	}
 	boot, err := store.BootID()
 	if err != nil {
@@ -220,6 +218,26 @@ func readLedger(runDir, service string) (*ledger, error) {
 		return nil, nil
 	}
 	return l, nil
+}
+
+// readRegular reads a file in a folder where the app may put anything: a pipe would never end, a link leads elsewhere.
+func readRegular(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) { // a link, a socket
+		return nil, fmt.Errorf("%w: it is no file", ErrLedgerDamaged)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: it is no file", ErrLedgerDamaged)
+	}
+	return io.ReadAll(io.LimitReader(f, maxLedgerBytes+1))
 }
 
 func decodeLedger(b []byte, service string) (*ledger, error) {

@@ -3,9 +3,12 @@ package supervisor
 import (
 	"encoding/json"
 	"errors"
+	"net"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
 )
@@ -58,6 +61,46 @@ func TestLedger_DamagedOrNewer_SaysWhatToType(t *testing.T) {
 		if l != nil || !errors.Is(err, want) || !strings.Contains(err.Error(), "systemctl stop echo") {
 			t.Errorf("%s: %+v, %v", content, l, err)
 		}
+	}
+}
+
+// The app's user may put anything in its place.
+func TestLedger_IsNoFile_IsDamaged(t *testing.T) {
+	for name, plant := range map[string]func(path string) error{
+		"pipe":   func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"folder": func(path string) error { return os.Mkdir(path, 0o700) },
+		"link":   func(path string) error { return os.Symlink("/dev/zero", path) },
+		"socket": func(path string) error {
+			ln, err := net.Listen("unix", path)
+			if err == nil {
+				t.Cleanup(func() { ln.Close() })
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := plant(ledgerPath(dir)); err != nil {
+				t.Fatal(err)
+			}
+			if name == "pipe" { // with somebody at its other end, who says nothing
+				w, err := os.OpenFile(ledgerPath(dir), os.O_RDWR, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer w.Close()
+			}
+			read := make(chan error, 1)
+			go func() { _, err := readLedger(dir, "echo"); read <- err }()
+			select {
+			case err := <-read:
+				if !errors.Is(err, ErrLedgerDamaged) || !strings.Contains(err.Error(), "no file") {
+					t.Errorf("%v", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("it is waited for")
+			}
+		})
 	}
 }
 

@@ -27,10 +27,11 @@ import (
 // Limits of the control API: what one peer may send, and how many there may be.
 const (
 	maxRequest     = 64 << 10
-	maxStreams     = 32  // followers at once
-	maxLarge       = 2   // requests at once that may be larger than maxRequest
-	streamed       = -1  // of a request that its endpoint reads by itself
-	maxBy          = 200 // bytes of who asks
+	maxStreams     = 32       // followers at once
+	maxLarge       = 2        // requests at once that may be larger than maxRequest
+	leastRate      = 64 << 10 // bytes a second of those
+	streamed       = -1       // of a request that its endpoint reads by itself
+	maxBy          = 200      // bytes of who asks
 	maxVersion     = 100
 	shutdownWithin = 2 * time.Second
 )
@@ -40,11 +41,12 @@ type patience struct {
 	header time.Duration // the whole of it
 	read   time.Duration // until the next piece of a request
 	write  time.Duration // of one answer, or of one piece of a stream
+	large  time.Duration // the whole of a request that may be a large one, beside what its bytes take at leastRate
 	idle   time.Duration // between requests
 	beat   time.Duration // of a stream of events in which nothing happens, in whole seconds: so they know that we live
 }
 
-var usualPatience = patience{header: 5 * time.Second, read: 30 * time.Second, write: 30 * time.Second, idle: time.Minute, beat: 5 * time.Second}
+var usualPatience = patience{header: 5 * time.Second, read: 30 * time.Second, write: 30 * time.Second, large: time.Minute, idle: time.Minute, beat: 5 * time.Second}
 
 // ControlSocket is the control socket's path in a run directory.
 func ControlSocket(runDir string) string { return filepath.Join(runDir, "control.sock") }
@@ -210,10 +212,7 @@ func (s *Supervisor) answer(w http.ResponseWriter, r *http.Request, limit int64,
 	defer s.wg.Done()
 	rc := http.NewResponseController(w)
 	rc.SetWriteDeadline(time.Time{}) // of the answer before this one on the same connection
-	answer, err := any(nil), s.readBody(w, r, limit)
-	if err == nil {
-		answer, err = f(w, r)
-	}
+	answer, err := s.handle(w, r, limit, f)
 	rc.SetWriteDeadline(time.Now().Add(s.patience.write))
 	switch {
 	case err != nil:
@@ -223,22 +222,35 @@ func (s *Supervisor) answer(w http.ResponseWriter, r *http.Request, limit int64,
 	}
 }
 
-// readBody takes the whole request in, so that only a slow sender has a time limit, and not the work that follows: a read
-// deadline that passes during that would end r's context. A sender may be slow, but must not stand still.
-func (s *Supervisor) readBody(w http.ResponseWriter, r *http.Request, limit int64) error {
-	if limit == streamed {
-		return nil
-	}
-	if limit > maxRequest { // few at a time: they are kept in memory
+// handle lets few large requests in at a time: until f has ended they are in memory, and what they unpack to.
+func (s *Supervisor) handle(w http.ResponseWriter, r *http.Request, limit int64, f endpoint) (any, error) {
+	if limit > maxRequest {
 		select {
 		case s.large <- struct{}{}:
 			defer func() { <-s.large }()
 		case <-r.Context().Done():
-			return context.Cause(r.Context())
+			return nil, context.Cause(r.Context())
 		}
 	}
+	if err := s.readBody(w, r, limit); err != nil {
+		return nil, err
+	}
+	return f(w, r)
+}
+
+// readBody takes the whole request in, so that only a slow sender has a time limit, and not the work that follows: a read
+// deadline that passes during that would end r's context. A sender may be slow, but must not stand still; one that others may wait for must not be too slow.
+func (s *Supervisor) readBody(w http.ResponseWriter, r *http.Request, limit int64) error {
+	if limit == streamed {
+		return nil
+	}
 	rc := http.NewResponseController(w)
-	body, err := io.ReadAll(&steady{r: http.MaxBytesReader(w, r.Body, limit), rc: rc, pause: s.patience.read})
+	began := time.Now()
+	sender := &steady{r: http.MaxBytesReader(w, r.Body, limit), rc: rc, pause: s.patience.read}
+	if limit > maxRequest {
+		sender.until = began.Add(s.patience.large)
+	}
+	body, err := io.ReadAll(sender)
 	if err == nil {
 		rc.SetReadDeadline(time.Time{})
 		r.Body = io.NopCloser(bytes.NewReader(body))
@@ -251,6 +263,8 @@ func (s *Supervisor) readBody(w http.ResponseWriter, r *http.Request, limit int6
 	switch {
 	case errors.As(err, &tooLarge):
 		return api.ErrBadRequest.With(fmt.Sprintf("the request is larger than %d bytes", limit))
+	case errors.Is(err, os.ErrDeadlineExceeded) && sender.late():
+		return api.ErrBadRequest.With(fmt.Sprintf("of the request came only %d bytes in %s", len(body), time.Since(began).Round(time.Second)))
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return api.ErrBadRequest.With(fmt.Sprintf("of the request came only %d bytes, then nothing for %s", len(body), s.patience.read))
 	}
@@ -262,16 +276,26 @@ type steady struct {
 	r     io.Reader
 	rc    *http.ResponseController
 	pause time.Duration
+	until time.Time // that it may go on, and longer for what has come; zero: for ever
 }
 
 func (b *steady) Read(p []byte) (int, error) {
-	b.rc.SetReadDeadline(time.Now().Add(b.pause))
+	deadline := time.Now().Add(b.pause)
+	if !b.until.IsZero() && b.until.Before(deadline) {
+		deadline = b.until
+	}
+	b.rc.SetReadDeadline(deadline)
 	n, err := b.r.Read(p)
+	if !b.until.IsZero() {
+		b.until = b.until.Add(time.Duration(n) * time.Second / leastRate)
+	}
 	if err == io.EOF {
 		b.rc.SetReadDeadline(time.Time{}) // what is made of it may take its time
 	}
 	return n, err
 }
+
+func (b *steady) late() bool { return !b.until.IsZero() && !time.Now().Before(b.until) }
 
 func (s *Supervisor) afterwards(err error) (any, error) {
 	if err != nil {

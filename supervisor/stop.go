@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/failpoint"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 	"github.com/hotdeploy/hotdeploy/systemd"
 )
@@ -79,6 +80,7 @@ func (s *Supervisor) stopNow(req api.StopRequest) error {
 	}
 	s.endAll(req.Now)
 	s.do(func() {
+		failpoint.At("all ended")
 		s.listeners.release(s.held)
 		s.held = nil
 	})

@@ -4,7 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
+	"log"
+	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -187,5 +191,84 @@ func TestPush_OntoAStoppedService_StartsIt(t *testing.T) {
 	r.start()
 	if !r.serves("3") {
 		t.Error("3 does not serve after a restart of the daemon")
+	}
+}
+
+// Between the last app's end and the listeners', nothing but the ledger says that they are to be closed.
+func TestStop_KilledBeforeItLetsGoOfThePort_TheNextOneDoes(t *testing.T) {
+	inCrashModes(t, func(t *testing.T, r *crashRig) {
+		r.push("1")
+		r.arm("all ended", "kill")
+		if _, err := r.client.Stop(r.ctx(), api.StopRequest{By: "tester"}); err == nil {
+			t.Fatal("it was not killed")
+		}
+		<-r.ended
+		r.client.Close()
+		r.disarm()
+		r.boot()
+		free := func() error {
+			ln, err := net.Listen("tcp", r.addr)
+			if err == nil {
+				err = ln.Close()
+			}
+			return err
+		}
+		for limit := time.Now().Add(20 * time.Second); free() != nil; <-time.After(5 * time.Millisecond) {
+			if time.Now().After(limit) {
+				t.Fatalf("%v; the service: %+v", free(), r.status())
+			}
+		}
+		if _, err := r.client.Start(r.ctx(), api.StopRequest{By: "tester"}); err != nil || !r.serves("1") {
+			t.Errorf("it does not start again: %v", err)
+		}
+	})
+}
+
+func init() {
+	selves["counts its SIGTERMs"] = func() {
+		term := make(chan os.Signal, 10)
+		signal.Notify(term, syscall.SIGTERM)
+		notify("READY=1")
+		for range term {
+			f, err := os.OpenFile(os.Getenv("COUNT"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+			if err != nil {
+				panic(err)
+			}
+			f.WriteString("x")
+			f.Close()
+		}
+	}
+}
+
+// To many apps a second SIGTERM means at once: whoever was told to finish is not told again at a stop, by whomever.
+func TestStop_OfADrainingOne_IsNoSecondSIGTERM(t *testing.T) {
+	for name, stop := range map[string]func(r *crashRig) error{
+		"by an operator": func(r *crashRig) error {
+			_, err := r.client.Stop(r.ctx(), api.StopRequest{By: "tester"})
+			return err
+		},
+		"without a supervisor": func(r *crashRig) error {
+			r.kill()
+			return End(r.ctx(), r.cfg, log.New(io.Discard, "", 0))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newCrashRig(t, crashModes[1])
+			count := filepath.Join(r.dir, "count")
+			r.push("1", self("counts its SIGTERMs"), env("COUNT", count), func(s *release.Spec) { s.Run.StopAfter = release.Duration(2 * time.Second) })
+			r.push("2")
+			told := func() string { b, _ := os.ReadFile(count); return string(b) }
+			for limit := time.Now().Add(20 * time.Second); told() == ""; <-time.After(time.Millisecond) {
+				if time.Now().After(limit) {
+					t.Fatal("it was never told")
+				}
+			}
+			if err := stop(r); err != nil {
+				t.Fatal(err)
+			}
+			if got := told(); got != "x" {
+				t.Errorf("it was told %d times", len(got))
+			}
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,15 +27,25 @@ func eachSocket(pid int, each func(fd int, inode uint64) bool) error {
 		return err
 	}
 	return control(dir, func(at int) error {
-		var st unix.Stat_t
+		link := make([]byte, 64) // longer than any socket's
 		for _, name := range names {
-			if unix.Fstatat(at, name, &st, 0) != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-				continue // closed meanwhile, or something else
+			n, err := unix.Readlinkat(at, name, link) // a stat would ask the file system, which may hang
+			if err != nil {
+				continue // closed meanwhile
 			}
-			if fd, err := strconv.Atoi(name); err == nil && !each(fd, st.Ino) {
+			inode, ok := socketInode(string(link[:n]))
+			if fd, err := strconv.Atoi(name); ok && err == nil && !each(fd, inode) {
 				return nil
 			}
 		}
 		return nil
 	})
+}
+
+// socketInode reads what /proc/PID/fd/N links to. No path begins so.
+func socketInode(link string) (inode uint64, ok bool) {
+	number, ok := strings.CutPrefix(link, "socket:[")
+	number, closed := strings.CutSuffix(number, "]")
+	inode, err := strconv.ParseUint(number, 10, 64)
+	return inode, ok && closed && err == nil
 }

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strings"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/bundle"
@@ -42,7 +41,8 @@ func (s *Store) Receive(ctx context.Context, digest, id string, offset int64, r 
 		return fmt.Errorf("open the upload %.12s: %w", digest, err)
 	}
 	defer dir.Close()
-	s.dropBundles(dir, id)
+	defer s.busy.begin(digest, id)()
+	s.dropIdle(dir, digest, maxIdle)
 	name := bundlePrefix + id
 	if err := s.dropUnusable(dir, name); err != nil {
 		return err
@@ -52,7 +52,18 @@ func (s *Store) Receive(ctx context.Context, digest, id string, offset int64, r 
 		step("rebuilt")
 		s.discard(dir, name)
 	}
-	return s.explain(err)
+	return s.endBundle(dir, name, err)
+}
+
+// endBundle explains why a bundle could not be taken in. Where there is no room for it and what is made of it, it does not stay: without it the
+// files that are in it may fit.
+func (s *Store) endBundle(dir *os.Root, name string, err error) error {
+	if err = s.explain(err); errors.Is(err, api.ErrDiskSpace) || errors.Is(err, api.ErrBundle) {
+		if _, gone := dir.Lstat(name); gone == nil {
+			s.discard(dir, name)
+		}
+	}
+	return err
 }
 
 // dropUnusable removes what stands where a bundle is to be and is no file of ours.
@@ -118,36 +129,13 @@ func (s *Store) receive(ctx context.Context, u *upload, dir *os.Root, name strin
 	return built, err
 }
 
-// dropBundles removes all bundles of an upload but one.
-func (s *Store) dropBundles(dir *os.Root, but string) {
-	for name := range bundles(dir) {
-		if name != but {
-			s.discard(dir, bundlePrefix+name)
-		}
-	}
-}
-
-// bundles tells the bundles of an upload and their sizes.
-func bundles(dir *os.Root) map[string]int64 {
-	list := map[string]int64{}
-	for e, err := range entries(dir, ".") {
-		if err != nil {
-			break
-		}
-		id, is := strings.CutPrefix(e.Name(), bundlePrefix)
-		if fi, err := e.Info(); is && err == nil && fi.Mode().IsRegular() && isOurs(fi) && release.CheckDigest(id) == nil {
-			list[id] = fi.Size()
-		}
-	}
-	return list
-}
-
 // Rebuild makes the parts that a bundle holds, at low priority, unless Receive has done so. Afterwards the bundle is gone, whatever comes of
 // it: what [api.ErrBundle] refuses is not worth having. [Store.Complete] comes next.
 func (s *Store) Rebuild(ctx context.Context, digest, id string) error {
 	if err := errors.Join(release.CheckDigest(digest), release.CheckDigest(id)); err != nil {
 		return refuse(api.ErrBadRequest, "", "%v", err)
 	}
+	defer s.busy.begin(digest, id)()
 	if err := s.building.take(ctx); err != nil {
 		return err
 	}
@@ -176,10 +164,10 @@ func (s *Store) Rebuild(ctx context.Context, digest, id string) error {
 	defer s.rebuilding.give()
 	err = gently(func() error { return s.rebuild(ctx, digest, io.NewSectionReader(f, 0, fi.Size())) })
 	step("rebuilt")
-	if err == nil || errors.Is(err, api.ErrBundle) {
+	if err == nil {
 		s.discard(dir, bundlePrefix+id)
 	}
-	return s.explain(err)
+	return s.endBundle(dir, bundlePrefix+id, err)
 }
 
 func (s *Store) rebuild(ctx context.Context, digest string, r *io.SectionReader) error {

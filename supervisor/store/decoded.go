@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/hotdeploy/hotdeploy/internal/release"
@@ -32,10 +33,13 @@ func (d *decoded) decode(digest string, raw []byte) (*release.Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(raw) > maxDecoded {
+		return m, nil
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.list = append(d.list, decodedManifest{digest, len(raw), m})
-	for d.size += len(raw); d.size > maxDecoded; d.list = d.list[1:] {
+	for d.size += len(raw); d.size > maxDecoded; d.list = slices.Delete(d.list, 0, 1) {
 		d.size -= d.list[0].size
 	}
 	return m, nil

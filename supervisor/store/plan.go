@@ -83,7 +83,7 @@ func (s *Store) plan(ctx context.Context, plan *api.UploadPlan, m *release.Manif
 			plan.Missing = append(plan.Missing, api.Blob{SHA256: b.sha, Size: b.size, Offset: at})
 		}
 	}
-	if err := s.checkSpace(s.need(m, len(manifest), blobs, plan.Missing, f)); err != nil {
+	if err := s.makeSpace(s.need(m, len(manifest), blobs, plan.Missing, f)); err != nil {
 		return err
 	}
 	if err := s.beginUpload(plan.Digest, manifest); err != nil {
@@ -120,7 +120,10 @@ func (s *Store) planBundle(plan *api.UploadPlan, m *release.Manifest) error {
 		return err
 	}
 	defer dir.Close()
-	plan.Arrived = bundles(dir)
+	plan.Arrived = map[string]int64{}
+	for id, fi := range bundles(dir) {
+		plan.Arrived[id] = fi.Size()
+	}
 	return nil
 }
 

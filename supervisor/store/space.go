@@ -78,6 +78,15 @@ func parents(m *release.Manifest) []string {
 	return list
 }
 
+// makeSpace is checkSpace. Where there is too little, the bundles go that nobody sends.
+func (s *Store) makeSpace(n need) error {
+	err := s.checkSpace(n)
+	if errors.Is(err, api.ErrDiskSpace) && s.dropAllIdle() {
+		err = s.checkSpace(n)
+	}
+	return err
+}
+
 // checkSpace refuses what would fill the disk, before anything is sent.
 func (s *Store) checkSpace(n need) error {
 	var st unix.Statfs_t
@@ -123,7 +132,7 @@ func (r *room) wrote(n int) error {
 		return nil
 	}
 	r.since = 0
-	return r.store.checkSpace(need{})
+	return r.store.makeSpace(need{})
 }
 
 // roomy is a writer that stops before the disk is full.

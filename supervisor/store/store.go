@@ -38,6 +38,7 @@ type Store struct {
 	completing string          // digest of the upload that is in use by Complete
 	early      *early          // that has rebuilding; nil: none
 
+	busy    busyBundles
 	decoded decoded // the manifests that a push asks for again and again
 
 	history sync.Mutex // held over one append, so that lines do not mix
