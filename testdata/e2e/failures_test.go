@@ -217,10 +217,12 @@ func TestPush_DamagedOnTheWay(t *testing.T) {
 		s := s.under(t)
 		s.bulk()
 		c := halfway()
-		s.run(damage) // what was confirmed is not looked at again before the end
+		s.run(damage)
+		pid := s.killDaemon() // which has what it rebuilt so far; the next one has only what is on the disk
 		l.restore()
-		c.want(0).wantText("sending it")
-		t.Logf("%s", c)
+		c.want(3)
+		s.awaitDaemon(pid)
+		t.Logf("%s", s.push("2").want(0).wantText("sending it"))
 		if got := s.consistent(); got != "2" {
 			t.Errorf("release %s serves", got)
 		}

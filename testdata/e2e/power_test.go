@@ -107,17 +107,13 @@ func TestPowerCut_DuringUpload(t *testing.T) {
 // pausing is a daemon that stops for ever at the step that the file pause-at of its service names, and says so by that file's name.
 func (s *service) pausing(version string) string {
 	s.t.Helper()
-	const step = `var step = func(name string) {}`
-	pause := s.named(`var step = Pause
-
-func Pause(name string) {
-	const at = "/srv/NAME/shared/pause-at"
+	const at = "func At(name string) {\n"
+	pause := s.named(`	const at = "/srv/NAME/shared/pause-at"
 	if b, _ := os.ReadFile(at); string(b) == name && os.Rename(at, "/srv/NAME/shared/paused") == nil {
 		select {}
 	}
-}`)
-	return variant(s.t, "cmd/hotdeployd", edit{"supervisor/store/files.go", step, pause},
-		edit{"supervisor/supervisor.go", "	if s.opt.At != nil {\n		s.opt.At(step)\n	}\n", "	store.Pause(step)\n"},
+`)
+	return variant(s.t, "cmd/hotdeployd", edit{"internal/failpoint/failpoint.go", at, at + pause},
 		edit{"internal/version/version.go", `number = ""`, `number = "` + version + `"`})
 }
 
