@@ -99,14 +99,18 @@ func (m *matcher) extend(i, at, enough, k int) bool {
 	if gained+more < enough {
 		return false
 	}
+	before := m.done
 	m.copy(at-back, i-back, back+ahead, k)
-	for slip != 0 {
-		at, i = m.done+m.shifts[0]+slip, m.done
-		if ahead, _, slip = m.forward(at, i); ahead > 0 {
-			m.copy(at, i, ahead, lastShifts-1)
+	for i += ahead; slip != 0; i += ahead { // ahead may be 0: then the shift is better changed at once, and what is before i stays literal
+		if at = i + m.shifts[0] + slip; at < 0 || at >= len(m.old) {
+			break
 		}
+		if ahead, _, slip = m.forward(at, i); ahead == 0 {
+			break
+		}
+		m.copy(at, i, ahead, lastShifts-1)
 	}
-	return true
+	return m.done > before
 }
 
 func (m *matcher) copy(at, i, n, k int) {
