@@ -144,6 +144,38 @@ func edit(r *rand.Rand, old []byte) (new []byte) {
 	return new
 }
 
+// What many files make when they lie one behind the other, some moved, some new: runs, noise and few letters side by side.
+func TestIdentityOfMixtures(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		piece := func() []byte {
+			b := make([]byte, r.IntN(1<<r.IntN(15)))
+			switch r.IntN(4) {
+			case 0:
+				return bytes.Repeat([]byte("over and over "), len(b)/14)
+			case 1:
+				return random(seed, len(b))
+			case 2:
+				for i := range b {
+					b[i] = "abcdef \n"[r.IntN(8)]
+				}
+			}
+			return b
+		}
+		pieces := make([][]byte, 12)
+		for i := range pieces {
+			pieces[i] = piece()
+		}
+		old := bytes.Join(pieces[:r.IntN(len(pieces))], nil)
+		for i, b := range pieces {
+			at := r.IntN(len(b) + 1)
+			pieces[i] = slices.Concat(b[:at], []byte("shifts what follows"), b[at:])
+		}
+		r.Shuffle(len(pieces), func(i, j int) { pieces[i], pieces[j] = pieces[j], pieces[i] })
+		checkIdentity(t, old, bytes.Join(pieces, nil))
+	}
+}
+
 func TestIdentityOfManySegments(t *testing.T) {
 	delta.SetSizes(t, 100_000, 150_000)
 	old := slices.Concat(random(1, 400_000), words(1, 400_000), make([]byte, 200_000), table(50_000, 1<<19, 0))
