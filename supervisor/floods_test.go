@@ -69,17 +69,8 @@ func init() {
 		}
 		untilSIGTERM()
 	}
-	selves["forks without end"] = func() { // but for the end of the test: each shell has one child at a time, and orphans that leave its session
-		notify("READY=1")
-		for range 4 {
-			cmd := exec.Command("sh", "-c", `while :; do (setsid sh -c : &); : & : & wait; done`)
-			cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
-			if err := cmd.Start(); err != nil {
-				panic(err)
-			}
-		}
-		untilSIGTERM()
-	}
+	selves["forks without end"] = func() { forkOn(4) }
+	selves["forks without end, one at a time"] = func() { forkOn(1) }
 	selves["closes everything"] = func() { // that it was given: listeners, control channel, standard streams
 		notify("READY=1")
 		fds, err := os.ReadDir("/proc/self/fd")
@@ -96,6 +87,19 @@ func init() {
 	}
 }
 
+// forkOn ends with the test: each shell has one child at a time, and orphans that leave its session.
+func forkOn(shells int) {
+	notify("READY=1")
+	for range shells {
+		cmd := exec.Command("sh", "-c", `while :; do (setsid sh -c : &); : & : & wait; done`)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+		if err := cmd.Start(); err != nil {
+			panic(err)
+		}
+	}
+	untilSIGTERM()
+}
+
 var floods = []string{"notifies without end", "notifies nonsense", "prints without end", "forks without end", "closes everything"}
 
 // TestFlood_OneGenerationDoesTooMuch_NobodyElseIsHeldUp runs each of them between two generations that behave: the one before it keeps its
@@ -104,7 +108,7 @@ func TestFlood_OneGenerationDoesTooMuch_NobodyElseIsHeldUp(t *testing.T) {
 	for _, flood := range floods {
 		t.Run(flood, func(t *testing.T) { besideFlood(t, crashModes[0], flood) })
 	}
-	t.Run("forks without end and no cgroup", func(t *testing.T) { besideFlood(t, crashModes[1], "forks without end") })
+	t.Run("forks without end and no cgroup", func(t *testing.T) { besideFlood(t, crashModes[1], "forks without end, one at a time") })
 }
 
 func besideFlood(t *testing.T, mode, flood string) {
@@ -116,7 +120,7 @@ func besideFlood(t *testing.T, mode, flood string) {
 	before, began := cpuOf(t, r.cmd.Process.Pid), time.Now()
 	var slowest time.Duration
 	times := 50
-	if mode != crashModes[0] { // it must look through all processes each time
+	if mode != crashModes[0] { // it must look through all processes each time, and compete with them for the processor
 		times = 5
 	}
 	for range times {
