@@ -94,12 +94,14 @@ func follow(ctx context.Context, client *api.Client, id string) error {
 		if err == nil && u.Outcome != "" || errors.Is(err, api.ErrNotFound) {
 			return err
 		}
-		client.Events(ctx, 0, func(e api.Event) error {
+		events, stop := context.WithTimeout(ctx, time.Second) // it may have ended with the daemon that was asked
+		client.Events(events, 0, func(e api.Event) error {
 			if e.Upgrade != nil && e.Upgrade.ID == id && e.Upgrade.Outcome != "" {
 				return io.EOF
 			}
 			return nil
 		})
+		stop()
 		select {
 		case <-ctx.Done():
 		case <-time.After(10 * time.Millisecond):
