@@ -47,6 +47,9 @@ func (o *order) carryOut(ctx context.Context) error {
 	defer client.Close()
 	if o.Replace {
 		_, err := client.Replace(ctx, "tester")
+		for ; errors.Is(err, api.ErrBusy); _, err = client.Replace(ctx, "tester") { // old releases are removed behind a push
+			<-time.After(5 * time.Millisecond)
+		}
 		return err
 	}
 	packed, err := release.Pack(ctx, release.PackOptions{Dir: o.Dir, Service: "echo", Version: o.Version, Files: []string{"**"}, Spec: o.Spec})
