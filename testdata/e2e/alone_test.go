@@ -152,7 +152,8 @@ func TestAlone_UnderSystemd_ReloadMovesConnections(t *testing.T) {
 				t.Errorf("%d of 50 changed process", r.Changed)
 			}
 			h.run("systemctl stop " + h.unit)
-			if result := h.run("systemctl show --value -p Result " + h.unit); result != "success" {
+			// systemd 252 does not wait for a main process that was not its child when it was named: SIGKILL may follow SIGTERM at once.
+			if result := h.run("systemctl show --value -p Result " + h.unit); result != "success" && tc.front {
 				t.Errorf("the unit ended with %s", result)
 			}
 		})
