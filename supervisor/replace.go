@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,6 +57,7 @@ type Flip struct {
 	within time.Duration
 	lost   []string    // by the older one already, in its words
 	gone   atomic.Bool // a newer one was told to go on
+	stops  chan os.Signal
 }
 
 // NewFlip must be called before anything opens a descriptor. A new supervisor that has proved nothing within that time is killed.
@@ -64,7 +66,8 @@ func NewFlip(within time.Duration) (*Flip, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Flip{upg: upg, within: within}
+	f := &Flip{upg: upg, within: within, stops: make(chan os.Signal, 1)}
+	signal.Notify(f.stops, unix.SIGTERM, unix.SIGINT)
 	if f.parent, err = upg.Fds.File(linkName); err != nil {
 		return nil, err
 	}
@@ -74,6 +77,17 @@ func NewFlip(within time.Duration) (*Flip, error) {
 	}
 	f.ours, f.theirs = os.NewFile(uintptr(fds[0]), "link"), os.NewFile(uintptr(fds[1]), "link")
 	return f, upg.Fds.AddFile(linkName, f.theirs)
+}
+
+// toldToStop sees also a signal that has not reached anybody's channel yet: all take the same way, which ours comes along last, since those
+// that wait are passed on in the order of their numbers. After it this process is as good as gone.
+func (f *Flip) toldToStop() bool {
+	last := make(chan os.Signal, 1)
+	signal.Notify(last, unix.SIGWINCH)
+	if err := unix.Kill(os.Getpid(), unix.SIGWINCH); err == nil {
+		<-last
+	}
+	return len(f.stops) > 0
 }
 
 // Follows tells whether an older supervisor started this one.
@@ -333,7 +347,7 @@ var errSuccessorEnded = errors.New("the new daemon ended just when it was to go 
 func (s *Supervisor) leaveToSuccessor(pid int, stop bool) error {
 	gone := s.opt.Flip.gone.Load()
 	if gone && !hasEnded(pid) {
-		if stop {
+		if stop || s.opt.Flip.toldToStop() {
 			return os.NewSyscallError("kill", unix.Kill(pid, unix.SIGTERM))
 		}
 		return nil

@@ -166,8 +166,7 @@ func (r *crashRig) issueReplace(step string) (c *issued, stopped int) {
 
 // A stop is carried out by whoever is there: the old one until it has left, then the new one.
 func TestReplace_StopMeanwhile_EverythingEnds(t *testing.T) {
-	// Not at "proved": a SIGTERM of that very moment may be seen too late to be passed on. It must then be sent again.
-	for _, step := range []string{"replace", "main pid", "gone"} {
+	for _, step := range []string{"replace", "proved", "main pid", "gone"} {
 		t.Run(step, func(t *testing.T) {
 			r := newCrashRig(t, crashModes[0])
 			r.push("1")

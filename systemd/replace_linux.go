@@ -10,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/hotdeploy/hotdeploy/internal/api"
 )
 
 const (
@@ -52,7 +50,7 @@ func (s *setup) replaceRunning(ctx context.Context) error {
 // replaced looks at what came of it, whatever was answered: an answer may be lost, and whoever crashed meanwhile was started anew.
 func (s *setup) replaced(ctx context.Context, before running, old *os.File, why error) error {
 	ctx = context.WithoutCancel(ctx)
-	if mayGoOn(why) {
+	if errors.Is(why, ErrUnanswered) {
 		s.awaitOther(ctx, before.mainPID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, settleLimit)
@@ -77,18 +75,6 @@ func (s *setup) replaced(ctx context.Context, before running, old *os.File, why 
 	}
 	s.changed("put %s back as it was", s.spec.DaemonPath)
 	return fmt.Errorf("%w: %w", ErrNotReplaced, why)
-}
-
-// mayGoOn tells whether a replacement that failed so may be under way still: nobody has said that nothing changed.
-func mayGoOn(why error) bool {
-	var said *api.Error
-	switch {
-	case errors.Is(why, ErrTooOld), errors.Is(why, api.ErrNotSent):
-		return false
-	case errors.As(why, &said):
-		return errors.Is(why, api.ErrInternal) // the old one may be about to end
-	}
-	return why != nil
 }
 
 // awaitOther waits until pid is not the main process any more, for as long as that may happen.

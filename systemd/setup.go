@@ -72,10 +72,14 @@ var (
 	ErrNotReplaced = errors.New("the running daemon was not replaced")
 	// ErrTooOld is for a ReplaceFunc: that daemon can never make way.
 	ErrTooOld = errors.New("it is too old to make way for another one")
+	// ErrUnanswered is for a ReplaceFunc: nobody has said that nothing changed,
+	// so a replacement may be under way still.
+	ErrUnanswered = errors.New("it has not said what came of it")
 )
 
 // ReplaceFunc asks the daemon of a service, which runs, to make way for the one
-// that is installed, and returns when it has. With an error nothing has changed.
+// that is installed, and returns when it has. With an error that is not
+// ErrUnanswered nothing has changed.
 type ReplaceFunc func(ctx context.Context) error
 
 // DecodeSetupSpec reads a spec as JSON. An unknown key is an error: it is

@@ -44,9 +44,19 @@ func makeWay(ctx context.Context, configPath string) error {
 	if err != nil {
 		return err
 	}
-	err = replaceDaemon(ctx, cfg.RunDir, replaceLimit)
-	if errors.Is(err, api.ErrNotFound) {
+	return forSetup(replaceDaemon(ctx, cfg.RunDir, replaceLimit))
+}
+
+// forSetup says what an answer means: only who says that nothing has changed is taken at his word.
+func forSetup(err error) error {
+	var said *api.Error
+	switch {
+	case err == nil, errors.Is(err, api.ErrNotSent):
+		return err
+	case errors.Is(err, api.ErrNotFound):
 		return systemd.ErrTooOld
+	case errors.As(err, &said) && !errors.Is(err, api.ErrInternal): // with ErrInternal the old one may be about to end
+		return err
 	}
-	return err
+	return fmt.Errorf("%w: %w", systemd.ErrUnanswered, err)
 }

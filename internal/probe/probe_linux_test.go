@@ -61,6 +61,16 @@ func TestCheck_GenerationThatDoesNotAcceptYetIsNotReady(t *testing.T) {
 	}
 }
 
+// pastDeadline is a context whose deadline has passed while nobody has noticed yet.
+type pastDeadline struct{ context.Context }
+
+func (pastDeadline) Deadline() (time.Time, bool) { return time.Unix(1, 0), true }
+
+func TestCheck_DialThatEndsBeforeItsContextDoes_SaysWhatWasWaitedFor(t *testing.T) {
+	s := bind(t, "tcp", "127.0.0.1:0")
+	saysWhat(t, Check(pastDeadline{t.Context()}, onTCP, startApp(t, s, "ok").target(s)), "it accepted no connection on "+s.Addr)
+}
+
 func TestWaitReady_PassesAsSoonAsTheGenerationAccepts(t *testing.T) {
 	for _, beside := range []bool{false, true} {
 		t.Run(fmt.Sprintf("beside an older one %v", beside), func(t *testing.T) {

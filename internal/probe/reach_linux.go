@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"syscall"
@@ -71,7 +72,7 @@ func (a *attempt) open(ctx context.Context, n int) error {
 		switch {
 		case err != nil && len(a.waiting) > 0: // a full queue: those that are in it will do
 			return nil
-		case err != nil && ctx.Err() != nil:
+		case err != nil && (ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded)): // a dial may notice it before ctx does
 			return a.failure()
 		case err != nil:
 			return fmt.Errorf("connect: %w", err)
