@@ -258,7 +258,11 @@ func (s *Supervisor) handOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer func() {
+		if !s.hasLeft() { // else the store is another supervisor's
+			release()
+		}
+	}()
 	f := s.opt.Flip
 	f.drain()
 	if err := s.sendAll(f.ours); err != nil {

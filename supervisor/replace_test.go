@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hotdeploy/hotdeploy/internal/api"
+
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 )
 
@@ -244,4 +246,25 @@ func TestReplace_SomethingWasLostBefore_ItIsReplaced(t *testing.T) {
 	}
 	r.push("2")
 	r.endAfterReplacing(pid)
+}
+
+// An upload may be under way in the very moment: what the other one has read must stay true.
+func TestReplace_WhoHasLeft_WritesNoState(t *testing.T) {
+	r := newRig(t)
+	file := filepath.Join(r.cfg.Root, "state/supervisor.json")
+	arrive := func(digest string) error { return r.s.arrives(strings.Repeat(digest, 64)) }
+	if err := arrive("a"); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.s.do(func() { r.s.successor = os.Getpid() })
+	defer r.s.do(func() { r.s.successor = 0 })
+	err = arrive("b")
+	after, readErr := os.ReadFile(file)
+	if !errors.Is(err, api.ErrStopping) || readErr != nil || string(after) != string(before) {
+		t.Errorf("%v; %v:\n%s\nbefore:\n%s", err, readErr, after, before)
+	}
 }

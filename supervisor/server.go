@@ -167,7 +167,8 @@ func (s *Supervisor) routes() http.Handler {
 			return nil, err
 		}
 		writeJSON(w, http.StatusOK, s.status())
-		return nil, http.NewResponseController(w).Flush()
+		http.NewResponseController(w).Flush() // the peer may have left; nobody to tell
+		return nil, nil
 	})
 	handle("DELETE /v1/generations/{number}", 0, func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		n, err := strconv.Atoi(r.PathValue("number"))
@@ -215,6 +216,8 @@ func (s *Supervisor) answer(w http.ResponseWriter, r *http.Request, limit int64,
 	answer, err := s.handle(w, r, limit, f)
 	rc.SetWriteDeadline(time.Now().Add(s.patience.write))
 	switch {
+	case err != nil && s.ctx.Err() != nil && errors.Is(err, context.Canceled):
+		s.writeError(w, api.ErrStopping.With("the supervisor is ending"))
 	case err != nil:
 		s.writeError(w, err)
 	case answer != nil:

@@ -307,7 +307,11 @@ func (s *Supervisor) changeState(change func(*store.State)) error {
 	s.stateMu.Lock()
 	defer s.stateMu.Unlock()
 	var next store.State
-	s.do(func() { next = s.state })
+	left := false
+	s.do(func() { next, left = s.state, s.successor != 0 })
+	if left {
+		return api.ErrStopping.With("this daemon has made way for another one")
+	}
 	change(&next)
 	if err := s.store.SaveState(next); err != nil {
 		return err

@@ -124,6 +124,7 @@ type answer struct {
 type hostAnswer struct {
 	Host       string            `json:"host"`
 	Outcome    api.Outcome       `json:"outcome"`
+	NotBegun   bool              `json:"not_begun,omitempty"` // another host failed before
 	Error      *answerError      `json:"error,omitempty"`
 	Already    bool              `json:"already_serving,omitempty"`
 	SentBytes  int64             `json:"sent_bytes,omitempty"`

@@ -291,7 +291,7 @@ func TestSeveralHosts_TheSecondFails_SomeHostsOnly(t *testing.T) {
 	w.project("exec sleep 1000", "20ms", "web-1", "127.0.0.1:1", "web-2")
 	got := w.want(6, fields("push --version 1 --json production"), "127.0.0.1:1", "unreachable", "done before: web-1", "not begun: web-2")
 	var a answer
-	if err := json.Unmarshal([]byte(got.stdout), &a); err != nil || a.Outcome != api.SomeHosts || len(a.Hosts) != 2 {
+	if err := json.Unmarshal([]byte(got.stdout), &a); err != nil || a.Outcome != api.SomeHosts || len(a.Hosts) != 3 || a.Hosts[1].NotBegun || !a.Hosts[2].NotBegun {
 		t.Errorf("answer %s (%v)", got.stdout, err)
 	}
 	w.want(6, fields("status"), "web-1: chat: serving 1", "web-2: chat: serving 1", "127.0.0.1:1 is unreachable")

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -54,8 +53,7 @@ func (h *host) printHistory(list []api.Upgrade) {
 }
 
 func printUpgrades(w io.Writer, list []api.Upgrade) {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "BEGAN\tWHAT\tRELEASE\tBY\tTOOK\tOUTCOME\tCONNECTIONS")
+	t := newTable(w, "BEGAN", "WHAT", "RELEASE", "BY", "TOOK", "OUTCOME", "CONNECTIONS")
 	for _, up := range list {
 		took := "-"
 		if up.Finished != nil {
@@ -65,8 +63,7 @@ func printUpgrades(w io.Writer, list []api.Upgrade) {
 		if up.Error != nil {
 			outcome += ": " + strings.Join(strings.Fields(up.Error.Message), " ")
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", up.Started.Local().Format(time.DateTime), up.Kind, up.To.Version, up.By, took,
-			outcome, orDash(movesOf(&up)))
+		t.row(up.Started.Local().Format(time.DateTime), up.Kind, up.To.Version, up.By, took, outcome, orDash(movesOf(&up)))
 	}
-	t.Flush()
+	t.end()
 }

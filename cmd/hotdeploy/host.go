@@ -165,6 +165,7 @@ func (a *app) each(hosts []*host, do func(h *host) error) error {
 	var done []string
 	for i, h := range hosts {
 		if err := a.one(h, do); err != nil {
+			a.notBegun(hosts[i+1:])
 			if len(done) == 0 {
 				return err
 			}
@@ -173,6 +174,14 @@ func (a *app) each(hosts []*host, do func(h *host) error) error {
 		done = append(done, h.name)
 	}
 	return nil
+}
+
+// notBegun is what the answer says of hosts whose turn never came.
+func (a *app) notBegun(hosts []*host) {
+	for _, h := range hosts {
+		h.answer.Outcome, h.answer.NotBegun = api.NothingChanged, true
+		a.answer.Hosts = append(a.answer.Hosts, h.answer)
+	}
 }
 
 // one does the verb on one host, notes how it ended, and closes the line.

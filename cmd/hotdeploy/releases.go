@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -73,12 +72,12 @@ func (a *app) listLocal(ctx context.Context) error {
 	if a.json {
 		return nil
 	}
-	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "SERVICE\tRELEASE\tSIZE\tFILES\tUSED\tDIGEST")
+	t := newTable(a.stdout, "SERVICE", "RELEASE", "SIZE", "FILES", "USED", "DIGEST")
 	for _, r := range list {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%.12s\n", r.Service, r.Version, size(r.Bytes), r.Files, r.Used.Local().Format(time.DateTime), r.Digest)
+		t.row(r.Service, r.Version, size(r.Bytes), r.Files, r.Used.Local().Format(time.DateTime), shortened(r.Digest))
 	}
-	return w.Flush()
+	t.end()
+	return nil
 }
 
 func (h *host) printReleases(list []api.ReleaseInfo) {
@@ -87,17 +86,15 @@ func (h *host) printReleases(list []api.ReleaseInfo) {
 		return
 	}
 	fmt.Fprintf(h.stdout, "%s: %s of %s\n", h.name, count(len(list), "release"), h.service)
-	w := tabwriter.NewWriter(h.stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "RELEASE\tSTATE\tSIZE\tFILES\tARRIVED\tCOMMITTED\tDIGEST")
+	t := newTable(h.stdout, "RELEASE", "STATE", "SIZE", "FILES", "ARRIVED", "COMMITTED", "DIGEST")
 	for _, r := range list {
 		committed := "-"
 		if r.Committed != nil {
 			committed = r.Committed.Local().Format(time.DateTime)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%.12s\n", r.Version, orDash(r.State), size(r.Bytes), r.Files,
-			r.Completed.Local().Format(time.DateTime), committed, r.Digest)
+		t.row(r.Version, orDash(r.State), size(r.Bytes), r.Files, r.Completed.Local().Format(time.DateTime), committed, shortened(r.Digest))
 	}
-	w.Flush()
+	t.end()
 }
 
 func orDash(s string) string {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -108,28 +107,29 @@ func readOnly(err error) error {
 }
 
 func printStatus(w io.Writer, name string, st api.Status, now time.Time) {
-	fmt.Fprintf(w, "%s: %s: %s\n", name, st.Service, st.Text)
+	line := func(format string, args ...any) { fmt.Fprintln(w, inLine(fmt.Sprintf(format, args...))) }
+	line("%s: %s: %s", name, st.Service, st.Text)
 	if len(st.Generations) > 0 {
 		printGenerations(w, st.Generations, now)
 	}
 	for _, l := range st.Listeners {
-		fmt.Fprintf(w, "listening: %s on %s %s", l.Name, l.Network, boundTo(l))
+		by := ""
 		if l.Source == "systemd" {
-			fmt.Fprint(w, " (bound by systemd)")
+			by = " (bound by systemd)"
 		}
-		fmt.Fprintln(w)
+		line("listening: %s on %s %s%s", l.Name, l.Network, boundTo(l), by)
 	}
 	if up := st.Upgrade; up != nil {
-		fmt.Fprintf(w, "now:  %s of %s by %s for %s, in phase %s\n", up.Kind, up.To.Version, up.By, age(up.Started, now), up.Phase)
+		line("now:  %s of %s by %s for %s, in phase %s", up.Kind, up.To.Version, up.By, age(up.Started, now), up.Phase)
 	}
 	if up := st.Last; up != nil {
-		fmt.Fprintf(w, "last: %s\n", lastUpgrade(up, now))
+		line("last: %s", lastUpgrade(up, now))
 	}
-	for _, line := range st.Daemon.Adopted {
-		fmt.Fprintf(w, "supervisor, %s ago: %s\n", age(st.Daemon.Started, now), line)
+	for _, adopted := range st.Daemon.Adopted {
+		line("supervisor, %s ago: %s", age(st.Daemon.Started, now), adopted)
 	}
 	if st.Previous != nil {
-		fmt.Fprintf(w, "a rollback goes to %s\n", st.Previous.Version)
+		line("a rollback goes to %s", st.Previous.Version)
 	}
 }
 
@@ -141,13 +141,11 @@ func boundTo(l api.Listener) string {
 }
 
 func printGenerations(w io.Writer, gens []api.Generation, now time.Time) {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "GENERATION\tRELEASE\tSTATE\tAGE\tPID\tMEMORY\tCONNECTIONS\tTEXT")
+	t := newTable(w, "GENERATION", "RELEASE", "STATE", "AGE", "PID", "MEMORY", "CONNECTIONS", "TEXT")
 	for _, g := range gens {
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", g.Number, g.Release.Version, g.State, age(g.Started, now), g.PID,
-			memory(g.RSS), connections(g.Connections), remarks(g, now))
+		t.row(g.Number, g.Release.Version, g.State, age(g.Started, now), g.PID, memory(g.RSS), connections(g.Connections), remarks(g, now))
 	}
-	t.Flush()
+	t.end()
 }
 
 // remarks is the app's own text, its health, and when a drain ends.

@@ -39,6 +39,8 @@ func (a *app) takeBack(hosts []*host, failed map[*host]error, rel *release.Packe
 	for i, h := range hosts {
 		switch {
 		case failed[h] != nil:
+			f := remote.Explain(h.name, failed[h])
+			h.answer.Error = newAnswerError(f.Error(), f.State, f.Hint, f)
 			h.say("nothing was changed; the release did not arrive: %v", failed[h])
 		case errs[i] != nil:
 			h.sayItStays(errs[i])

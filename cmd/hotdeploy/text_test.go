@@ -68,6 +68,18 @@ a rollback goes to 1.4.1
 	}
 }
 
+func TestPrintStatus_WhateverAHostSays_StaysInItsPlace(t *testing.T) {
+	const wild = "up\x1b[2J\n0  2  serving\tforged\u202e"
+	st := api.Status{Service: "chat", Text: wild, Daemon: api.Daemon{Adopted: []string{wild}},
+		Generations: []api.Generation{{Release: release.Ref{Version: "1"}, Text: wild, Health: wild}}}
+	var b bytes.Buffer
+	printStatus(&b, "web-1", st, time.Now())
+	printUpgrades(&b, []api.Upgrade{{By: wild, Error: &api.Error{Message: wild}}})
+	if got := b.String(); strings.Count(got, "\n") != 6 || strings.ContainsAny(got, "\x1b\u202e") {
+		t.Errorf("%d lines:\n%q", strings.Count(got, "\n"), got)
+	}
+}
+
 func TestPrintUpgrades_TellsWhatMoved(t *testing.T) {
 	at := time.Date(2026, 1, 2, 12, 0, 0, 0, time.Local)
 	end := at.Add(2500 * time.Millisecond)
