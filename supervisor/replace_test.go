@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
-
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
 )
 
