@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/internal/sockets"
 )
@@ -61,14 +63,27 @@ func TestCheck_GenerationThatDoesNotAcceptYetIsNotReady(t *testing.T) {
 	}
 }
 
-// pastDeadline is a context whose deadline has passed while nobody has noticed yet.
-type pastDeadline struct{ context.Context }
+// unnoticed is a context whose deadline passes and nobody notices.
+type unnoticed struct {
+	context.Context
+	by time.Time
+}
 
-func (pastDeadline) Deadline() (time.Time, bool) { return time.Unix(1, 0), true }
+func (u unnoticed) Deadline() (time.Time, bool) { return u.by, true }
 
 func TestCheck_DialThatEndsBeforeItsContextDoes_SaysWhatWasWaitedFor(t *testing.T) {
 	s := bind(t, "tcp", "127.0.0.1:0")
-	saysWhat(t, Check(pastDeadline{t.Context()}, onTCP, startApp(t, s, "ok").target(s)), "it accepted no connection on "+s.Addr)
+	target := startApp(t, s, "ok").target(s)
+	saysWhat(t, Check(unnoticed{t.Context(), time.Unix(1, 0)}, onTCP, target), "it accepted no connection on "+s.Addr)
+	if err := unix.Listen(int(s.File.Fd()), 0); err != nil { // its queue has room for one
+		t.Fatal(err)
+	}
+	c, err := s.Dial(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	saysWhat(t, Check(unnoticed{t.Context(), time.Now().Add(50 * time.Millisecond)}, onTCP, target), "it accepted no connection on "+s.Addr)
 }
 
 func TestWaitReady_PassesAsSoonAsTheGenerationAccepts(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"syscall"
 	"time"
 
@@ -72,7 +73,8 @@ func (a *attempt) open(ctx context.Context, n int) error {
 		switch {
 		case err != nil && len(a.waiting) > 0: // a full queue: those that are in it will do
 			return nil
-		case err != nil && (ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded)): // a dial may notice it before ctx does
+		case err != nil && (ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)):
+			// a dial may notice it before ctx does
 			return a.failure()
 		case err != nil:
 			return fmt.Errorf("connect: %w", err)
