@@ -99,6 +99,11 @@ func TestStop_UnderSystemd_LeavesNothing(t *testing.T) {
 	s := newLiveService(t)
 	for name, do := range map[string]func(){
 		"in order": func() {},
+		"in order, by a supervisor that systemd has not started": func() {
+			pid := s.daemonPID()
+			s.run("hotdeployd replace --service NAME")
+			s.awaitDaemon(pid)
+		},
 		"the supervisor hangs": func() {
 			s.run("(while kill -STOP " + s.daemonPID() + "; do sleep 0.01; done) >/dev/null 2>&1 &") // systemd would wake it with the SIGTERM
 		},
@@ -123,12 +128,21 @@ func TestStop_UnderSystemd_LeavesNothing(t *testing.T) {
 			if p := s.processes(); !strings.Contains(p, "bin/wslive") {
 				t.Errorf("the app did not survive:\n%s", p)
 			}
+			answered := make(chan error, 1)
+			go func() {
+				_, _, err := s.get("/slow?for=2s")
+				answered <- err
+			}()
+			until(t, "the request is in flight", func() bool { return s.run(fmt.Sprintf("ss -Htn state established sport = :%d", s.port)) != "" })
 			began := time.Now()
 			s.run("systemctl stop NAME")
 			until(t, "no process is left", func() bool { return s.processes() == "" })
 			t.Logf("nothing left after %s", time.Since(began).Round(time.Millisecond))
 			if state := s.run("systemctl show -P ActiveState NAME"); state != "inactive" && state != "failed" {
 				t.Errorf("the unit is %s", state)
+			}
+			if err := <-answered; err != nil {
+				t.Errorf("the request that was in flight: %v", err)
 			}
 			s.run("[ ! -e /etc/hotdeploy/NAME.away ] || mv /etc/hotdeploy/NAME.away /etc/hotdeploy/NAME.toml; systemctl reset-failed NAME || true")
 		})

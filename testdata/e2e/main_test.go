@@ -73,6 +73,9 @@ func prepare(ctx context.Context) error {
 	from := os.Getenv("HOTDEPLOY_BIN")
 	if from == "" {
 		from = filepath.Join(source, "bin")
+		if text, err := exec.CommandContext(ctx, "make", "-C", source, "build").CombinedOutput(); err != nil { // what lies there may be of another day
+			return fmt.Errorf("make build: %w\n%s", err, text)
+		}
 	}
 	bin = filepath.Join(private, "bin")
 	if err := os.Mkdir(bin, 0o755); err != nil {
@@ -80,7 +83,7 @@ func prepare(ctx context.Context) error {
 	}
 	for _, name := range []string{"hotdeploy", daemonName} {
 		if text, err := exec.CommandContext(ctx, "cp", filepath.Join(from, name), bin).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: build it with  make build  (%s)", name, text)
+			return fmt.Errorf("%s: %w: %s", name, err, text)
 		}
 	}
 	return nil
