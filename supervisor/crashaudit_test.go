@@ -158,7 +158,7 @@ func (r *crashRig) killAll(pids []int) {
 		}
 	}
 	for _, pid := range pids {
-		for isAlive(pid) {
+		for !hasEnded(pid) { // not only its first thread
 			<-time.After(time.Millisecond)
 		}
 	}

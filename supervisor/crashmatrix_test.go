@@ -87,8 +87,7 @@ var steps = slices.Concat(
 	rows(pushing, undone, finished, either, finished, "born", "recorded"), // not yet the app: it is launched once more
 	rows(pushing, finished, finished, undone, finished, "started", "ready+"),
 	rows(pushing, undone, finished, undone, finished, "handoff", "handed over+"),
-	rows(pushing, finished, finished, undone, finished, "soak+", "soaked"),
-	rows(pushing, finished, finished, either, finished, "commit"),
+	rows(pushing, finished, finished, undone, finished, "soak+", "soaked", "commit"),
 	// commit, drain
 	rows(pushing, finished, finished, finished, finished, "committed+", "drain", "told?", "promoted?", "current?", "pointed?", "conclude?", "append?", "in history?", "remembered?"),
 	rows(pushing, finished, finished, finished, nil, "prune?", "removing?", "pruned?"),

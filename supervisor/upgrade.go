@@ -132,6 +132,10 @@ func (s *Supervisor) commit(u *upgrade, g *generation) error {
 	}
 	s.step("commit")
 	failpoint.At("commit")
+	if g.group.Ended() { // nobody may have noticed yet
+		<-g.group.Done()
+		return exitedInSoak(g)
+	}
 	ended, held := false, []*socket(nil)
 	s.do(func() {
 		if ended = g.hasEnded(); !ended { // else its sockets may be closed

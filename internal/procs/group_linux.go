@@ -77,6 +77,9 @@ func (g *Group) Contains(pid int) bool {
 // Done is closed when the main process has ended; others of the tree may be left.
 func (g *Group) Done() <-chan struct{} { return g.done }
 
+// Ended asks the kernel whether the main process has ended, which Done may tell a moment later.
+func (g *Group) Ended() bool { return g.main == nil || hasEnded(g.main) }
+
 // Exit is how the main process ended.
 func (g *Group) Exit() Exit {
 	select {

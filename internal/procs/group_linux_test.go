@@ -34,6 +34,26 @@ func TestGroup_SaysHowTheMainProcessEnded(t *testing.T) {
 	})
 }
 
+// Whoever knows by other means that it is dead must not be told that it runs.
+func TestGroup_EndedIsWhatTheKernelSays(t *testing.T) {
+	inBothModes(t, func(t *testing.T, r *rig) {
+		for range 20 {
+			g := r.start(r.spec(`sleep 60`))
+			if g.Ended() {
+				t.Fatal("a living one has ended")
+			}
+			if err := g.Signal(syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			for alive(g.Pid()) {
+			}
+			if !g.Ended() {
+				t.Fatal("it is dead, and has not ended")
+			}
+		}
+	})
+}
+
 func TestGroup_SignalReachesTheMainProcessOnly_SignalAllEveryOne(t *testing.T) {
 	const script = `trap 'echo main' USR1; sh -c 'trap "echo child" USR1; echo ready; while :; do sleep 0.01; done' & while :; do wait; done`
 	inBothModes(t, func(t *testing.T, r *rig) {
