@@ -57,7 +57,7 @@ type Flip struct {
 	within time.Duration
 	lost   []string    // by the older one already, in its words
 	gone   atomic.Bool // a newer one was told to go on
-	stops  chan os.Signal
+	stops  chan os.Signal // has one if this process was told to stop
 }
 
 // NewFlip must be called before anything opens a descriptor. A new supervisor that has proved nothing within that time is killed.
@@ -79,8 +79,8 @@ func NewFlip(within time.Duration) (*Flip, error) {
 	return f, upg.Fds.AddFile(linkName, f.theirs)
 }
 
-// toldToStop sees also a signal that has not reached anybody's channel yet: all take the same way, which ours comes along last, since those
-// that wait are passed on in the order of their numbers. After it this process is as good as gone.
+// toldToStop also sees a SIGTERM that has not reached its channel yet: signals that wait are passed on in the order of their numbers, so when the
+// SIGWINCH that this process sends itself has come, so has what was sent before.
 func (f *Flip) toldToStop() bool {
 	last := make(chan os.Signal, 1)
 	signal.Notify(last, unix.SIGWINCH)
