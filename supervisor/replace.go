@@ -55,8 +55,8 @@ type Flip struct {
 	theirs *os.File // its end, to be drained after a failure
 	parent *os.File // the end that an older one gave us
 	within time.Duration
-	lost   []string    // by the older one already, in its words
-	gone   atomic.Bool // a newer one was told to go on
+	lost   []string       // by the older one already, in its words
+	gone   atomic.Bool    // a newer one was told to go on
 	stops  chan os.Signal // has one if this process was told to stop
 }
 
