@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log"
 	"os"
 	"os/exec"
@@ -168,11 +169,27 @@ func LeaveBehind(ctx context.Context, cfg config.Daemon, argv []string) error {
 	if n, _ := unix.Poll(p, 0); n != 0 {
 		return errors.New("systemd keeps no descriptors for this unit (FileDescriptorStoreMax=)")
 	}
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdout, os.Stderr, []*os.File{ours, lock}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	return startWaiter(ctx, argv, ours, lock)
+}
+
+// startWaiter returns when the process waits, and knows all that it has to: what that is written in goes with the unit.
+func startWaiter(ctx context.Context, argv []string, line, lock *os.File) error {
+	waits, says, err := os.Pipe()
+	if err != nil {
 		return err
+	}
+	defer waits.Close()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdout, os.Stderr, []*os.File{line, lock, says}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	says.Close()
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { waits.SetReadDeadline(time.Unix(1, 0)) })()
+	if n, err := waits.Read(make([]byte, 1)); n != 1 {
+		return errors.Join(fmt.Errorf("the process that is to wait for a stop does not: %w", err), cmd.Process.Kill())
 	}
 	return cmd.Process.Release()
 }
@@ -199,13 +216,15 @@ func lockSoon(ctx context.Context, path string) (*os.File, error) {
 // Await waits at the line that it inherited. It ends what runs if the unit is stopped while there is no supervisor, and returns when one
 // is there again.
 func Await(ctx context.Context, cfg config.Daemon, logger *log.Logger) error {
-	line, lock := os.NewFile(3, "line"), os.NewFile(4, "lock")
+	line, lock, says := os.NewFile(3, "line"), os.NewFile(4, "lock"), os.NewFile(5, "says")
 	defer lock.Close()
 	defer line.Close()
 	l, err := readLedger(cfg.RunDir, cfg.Service) // the folder goes with the unit
 	if err != nil {
 		logger.Printf("%v", err)
 	}
+	says.Write([]byte{1}) // whoever waits for it may have been killed
+	says.Close()
 	if n, _ := line.Read(make([]byte, 1)); n == 1 {
 		return nil
 	}
