@@ -13,7 +13,8 @@ import (
 	"github.com/hotdeploy/hotdeploy/internal/release"
 )
 
-// bundleTries is how often a bundle is made: with a base, with another, and without.
+// bundleTries is how often a bundle is made: with a base, with another, and without. A try that goes on further than the one before does not count: a base
+// may take longer to come from its store than the host waits for the next byte.
 const bundleTries = 3
 
 // sendBundle sends what the host lacks as one bundle. Whatever is wrong with a base, with another or without all is well.
@@ -24,7 +25,8 @@ func (d *Deployment) sendBundle(ctx context.Context, rel *release.Packed, st api
 		defer b.Close()
 	}
 	var from bases
-	for try := range bundleTries {
+	reached := int64(0)
+	for try := 0; try < bundleTries; try++ {
 		from.none = try == bundleTries-1 && len(from.bad) > 0
 		var used string
 		t, used, err = d.tryBundle(ctx, b, st, &from)
@@ -32,6 +34,10 @@ func (d *Deployment) sendBundle(ctx context.Context, rel *release.Packed, st api
 		case used != "" && (errors.Is(err, api.ErrBundle) || errors.Is(err, errBase)):
 			from.bad, from.why = append(from.bad, used), err
 		case errors.Is(err, api.ErrDigest), errors.Is(err, api.ErrIncomplete):
+			if t.Resumed > reached {
+				reached = t.Resumed
+				try--
+			}
 			d.say(fmt.Sprintf("%v; sending it again", err))
 		case errors.Is(err, api.ErrBundle):
 			return t, errors.Join(hasChanged(ctx, rel), err)

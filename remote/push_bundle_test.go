@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -26,7 +27,7 @@ func (f *fakeDaemon) planBundle(r *http.Request) (any, error) {
 	if f.full {
 		return nil, api.ErrDiskSpace.With("no room")
 	}
-	plan := api.UploadPlan{Dir: f.parts}
+	plan := api.UploadPlan{Dir: f.parts, Arrived: f.arrived}
 	var base []byte
 	for _, rel := range f.has {
 		plan.Has = append(plan.Has, rel.Digest)
@@ -52,6 +53,20 @@ func (f *fakeDaemon) bundle(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	at, err := strconv.ParseInt(r.URL.Query().Get("offset"), 10, 64)
+	if err != nil {
+		return nil, err
+	}
+	if f.stalls > 0 {
+		f.stalls--
+		if !f.lost {
+			f.arrived = map[string]int64{r.PathValue("id"): at + int64(len(body)/2)}
+		}
+		return nil, api.ErrIncomplete.With("the bundle did not arrive")
+	}
+	if at > 0 {
+		return api.ReleaseInfo{}, nil
+	}
 	b, err := bundle.Open(bytes.NewReader(body), int64(len(body)))
 	if err != nil {
 		return nil, api.ErrBundle.With(err.Error())
@@ -74,6 +89,18 @@ func TestPush_NoRoomForABundle_TheFilesAreSent(t *testing.T) {
 	}
 	if r.count("bundle") != 1 || r.count("complete") != 1 || !strings.Contains(r.said.String(), "no room; sending the files as they are") {
 		t.Errorf("%d bundles, %d times completed, said %q", r.count("bundle"), r.count("complete"), r.said)
+	}
+}
+
+// What is sent may have to come from far away first.
+func TestPush_BundleThatStandsStill_GoesOnAsLongAsItGetsFurther(t *testing.T) {
+	for lost, tries := range map[bool]int{false: 7, true: 3} {
+		r := newBundleRig(t, nil)
+		r.stalls, r.lost = 6, lost
+		_, err := r.d.Push(t.Context(), packed(t, "2"))
+		if (err != nil) != lost || r.count("bundle") != tries {
+			t.Errorf("nothing arrives %v: %v after %d bundles, want %d", lost, err, r.count("bundle"), tries)
+		}
 	}
 }
 

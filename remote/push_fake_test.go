@@ -54,6 +54,9 @@ type fakeDaemon struct {
 	full     bool         // there is no room for a release
 	has      []*release.Packed
 	take     func(base string) error // what becomes of a bundle with that base
+	stalls   int                     // how many times a bundle does not arrive whole
+	lost     bool                    // nor any of it; else half of what was sent
+	arrived  map[string]int64
 }
 
 func newDaemon(t *testing.T) *fakeDaemon {
