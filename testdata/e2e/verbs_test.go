@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -165,4 +166,27 @@ func TestPush_SeveralHosts_TheSecondFails(t *testing.T) {
 	two.run("systemctl stop NAME")
 	p.hotdeploy("push", "--version", "3", "all").want(3)
 	one.serves("2")
+}
+
+// Both lines are slow, so that whoever waited for the other one would be seen to.
+func TestPush_SeveralHosts_ReceiveAtTheSameTime(t *testing.T) {
+	p := newProject(t)
+	hosts := []*service{p.on(common()), p.on(other())}
+	p.hosts = []string{hosts[0].host, hosts[1].host}
+	p.write()
+	p.hotdeploy("setup", "all").want(0)
+	for _, s := range hosts {
+		must(t, s.vm.Rate(t.Context(), "20mbit"))
+		t.Cleanup(func() { must(t, s.vm.Rate(context.Background(), "off")) })
+	}
+	c := p.hotdeploy("push", "--version", "1", "all").want(0)
+	text := c.text()
+	for _, s := range hosts {
+		began, first := strings.Index(text, s.host+": uploading "), strings.Index(text, ": uploaded ")
+		if began < 0 || first < 0 || began > first {
+			t.Errorf("%s had to wait for the other one:\n%s", s.host, text)
+		}
+		s.serves("1")
+	}
+	t.Logf("%s", c)
 }

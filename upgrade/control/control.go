@@ -194,6 +194,9 @@ func (c *Conn) Receive() (Message, *os.File, error) {
 	return decode(b[:n], oob[:k], flags)
 }
 
+// maxPending is how many messages one Pending handles: whoever sends without end must not hold up its caller.
+const maxPending = 64
+
 // Pending handles what has arrived already, without waiting. It must not be called while Receive waits.
 func (c *Conn) Pending(handle func(Message)) error {
 	raw, err := c.sock.SyscallConn()
@@ -203,7 +206,7 @@ func (c *Conn) Pending(handle func(Message)) error {
 	b, oob := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*4))
 	var list []Message
 	err = raw.Control(func(fd uintptr) {
-		for {
+		for range maxPending {
 			n, k, flags, _, rerr := unix.Recvmsg(int(fd), b, oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 			if rerr != nil || n == 0 {
 				return
