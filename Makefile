@@ -13,7 +13,7 @@ UNIT    := $(GO) list $(OURS) | grep -v -e /testdata/lab$$ -e /testdata/e2e$$ -e
 RACE    := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 FUZZTIME ?= 60s
 
-.PHONY: all build release-builds test tools lint vet unit crash race e2e bench soak soak-e2e fuzz demo clean
+.PHONY: all build release-builds test tools lint vet unit crash memory race e2e bench soak soak-e2e fuzz demo clean
 
 all: build test
 
@@ -25,7 +25,7 @@ build: ## the command and the daemon for this machine, and the daemon for hosts
 release-builds: build ## the command for every system it supports
 	for os in linux darwin; do for arch in amd64 arm64; do GOOS=$$os GOARCH=$$arch $(GOBUILD) -o bin/hotdeploy-$$os-$$arch ./cmd/hotdeploy || exit 1; done; done
 
-test: tools lint unit crash e2e ## everything
+test: tools lint unit memory crash e2e ## everything
 
 tools: ## what the tests need of the host; fetched by itself as root on Debian
 	sh testdata/packages.sh
@@ -44,6 +44,9 @@ unit:
 	@[ -n "$(RACE)" ] || echo '##### NO C COMPILER: the tests run without the race detector #####'
 	$(GO) test $(RACE) -count=1 -timeout 20m -skip '^TestCrashMatrix$$' $$($(UNIT))
 	cd $(BROKER) && $(GO) test -mod=mod $(RACE) -count=1 -timeout 10m ./...
+
+memory: ## what the race detector would falsify: unit leaves it out
+	$(GO) test -count=1 -timeout 10m -run Memory ./supervisor/store ./internal/delta
 
 crash: ## kills everybody at every step, and prints the table (go test does that only in the package's own folder)
 	cd supervisor && $(GO) test $(RACE) -count=1 -timeout 10m -run '^TestCrashMatrix$$'

@@ -19,30 +19,30 @@ func Encode(m *Manifest) ([]byte, error) {
 	if err := m.Validate(); err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
-	b, err := canonical(m)
-	if err == nil && len(b) > MaxManifestBytes {
-		err = fmt.Errorf("manifest: %d bytes, more than the %d allowed: pack fewer files", len(b), MaxManifestBytes)
-	}
-	return b, err
-}
-
-// canonical goes through a map, because that is what encoding/json sorts: the order of a struct's fields is no promise.
-func canonical(m *Manifest) ([]byte, error) {
-	b, err := json.Marshal(toWire(m))
+	var b bytes.Buffer
+	err := writeWire(&b, m)
 	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
-	var v any
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.UseNumber()
-	if err := d.Decode(&v); err != nil {
-		return nil, fmt.Errorf("manifest: %w", err)
+	if b.Len() > MaxManifestBytes {
+		return nil, fmt.Errorf("manifest: %d bytes, more than the %d allowed: pack fewer files", b.Len(), MaxManifestBytes)
 	}
-	var out bytes.Buffer
-	e := json.NewEncoder(&out)
-	e.SetEscapeHTML(false)
-	err = e.Encode(v)
-	return out.Bytes(), err
+	return b.Bytes(), nil
+}
+
+// comparison is written to, and tells whether that is what it holds. It holds what is still to come.
+type comparison struct {
+	rest   []byte
+	differ bool
+}
+
+func (c *comparison) Write(b []byte) (int, error) {
+	if !bytes.HasPrefix(c.rest, b) {
+		c.differ = true
+		return len(b), nil
+	}
+	c.rest = c.rest[len(b):]
+	return len(b), nil
 }
 
 // Decode reads a manifest and validates it. It takes only the form that Encode writes, so that one manifest has one digest.
@@ -60,12 +60,12 @@ func Decode(b []byte) (*Manifest, error) {
 	if err := m.Validate(); err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
-	c, err := canonical(m)
-	if err == nil && !bytes.Equal(b, c) {
-		err = errors.New("manifest: not in its canonical form: it was not written by hotdeploy, or was changed since")
+	same := &comparison{rest: b}
+	if err := writeWire(same, m); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
 	}
-	if err != nil {
-		return nil, err
+	if same.differ || len(same.rest) > 0 {
+		return nil, errors.New("manifest: not in its canonical form: it was not written by hotdeploy, or was changed since")
 	}
 	return m, nil
 }
@@ -86,17 +86,14 @@ func checkFormat(b []byte) error {
 }
 
 func decodeStrict(b []byte) (*Manifest, error) {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	w := new(wireManifest)
-	err := d.Decode(w)
+	m, err := readWire(bytes.NewReader(b))
 	if err != nil && strings.Contains(err.Error(), "unknown field") {
 		return nil, fmt.Errorf("manifest: %s: made by a newer hotdeploy? update hotdeploy here", strings.TrimPrefix(err.Error(), "json: "))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
-	return w.manifest(), nil
+	return m, nil
 }
 
 // Digest is the lower-case hex SHA-256 of b.

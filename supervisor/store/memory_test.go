@@ -19,6 +19,7 @@ import (
 const (
 	mostMemory = 64 << 10 // kB: what making a release may take of a host, all in all
 	largeFile  = 210      // MiB
+	manyFiles  = 20_000
 )
 
 func init() {
@@ -147,4 +148,28 @@ func TestALargeRelease_TakesLittleMemoryOfTheHost(t *testing.T) {
 	}
 	s := open(t, store)
 	whole(t, s, "2")
+}
+
+func TestAReleaseOfManyFiles_TakesLittleMemoryOfTheHost(t *testing.T) {
+	store, dir := t.TempDir(), t.TempDir()
+	t.Cleanup(func() { makeAllWritable(store) })
+	if err := os.WriteFile(filepath.Join(dir, "run"), []byte(runScript), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range manyFiles {
+		name := filepath.Join(dir, fmt.Sprintf("node_modules/package-%d/lib", i/50), fmt.Sprintf("module-%d.js", i))
+		if i%50 == 0 {
+			if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(name, []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kB := bring(t, store, packed(t, dir, "1"), nil)
+	t.Logf("%d files took %d kB", manyFiles, kB)
+	if kB > mostMemory {
+		t.Errorf("more than the %d kB that it may take", mostMemory)
+	}
 }
