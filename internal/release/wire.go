@@ -93,7 +93,8 @@ func sorted(v any) (m map[string]any, err error) {
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
-	return m, d.Decode(&m)
+	err = d.Decode(&m)
+	return m, err
 }
 
 // pieces writes JSON piece by piece, up to the first error.
