@@ -59,7 +59,7 @@ e2e: build ## on machines with real systemd and sshd
 
 bench: build ## figures as ratios and medians in one run
 	$(GO) test -run "^$$" -bench . -benchtime 10x -timeout 60m ./supervisor ./remote ./upgrade
-	$(GO) test -tags bench -count=1 -run "^TestBenchTransfer$$" -timeout 60m ./testdata/e2e
+	$(GO) test -v -tags bench -count=1 -run "^TestBenchTransfer$$" -timeout 60m ./testdata/e2e
 
 # What make test does with libtest in a minute and a half (100,000 messages and 24 handoffs for each WebSocket library) this does for some hours.
 # A failure names its seed; SOAK="-seed N" tells the same story again, -messages N and -handoffs N make it longer or shorter.
