@@ -10,6 +10,9 @@ import (
 // maxDecoded is how many bytes of manifests are remembered, as they lie on the disk; decoded they take about twice that.
 const maxDecoded = 2 << 20
 
+// maxManifests is how many are: the releases that a service keeps, and those that are on their way.
+const maxManifests = 64
+
 // decoded remembers manifests that were decoded, which takes a while where there are thousands of files. Nobody may change what it gives
 // out. The zero value is ready.
 type decoded struct {
@@ -39,7 +42,7 @@ func (d *decoded) decode(digest string, raw []byte) (*release.Manifest, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.list = append(d.list, decodedManifest{digest, len(raw), m})
-	for d.size += len(raw); d.size > maxDecoded; d.list = slices.Delete(d.list, 0, 1) {
+	for d.size += len(raw); d.size > maxDecoded || len(d.list) > maxManifests; d.list = slices.Delete(d.list, 0, 1) {
 		d.size -= d.list[0].size
 	}
 	return m, nil

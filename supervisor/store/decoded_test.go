@@ -52,3 +52,20 @@ func TestDecoded_TooLargeOne_PushesNoneOut(t *testing.T) {
 		t.Errorf("it keeps %d of %d bytes", len(d.list), d.size)
 	}
 }
+
+func TestDecoded_SmallOnes_AreNotKeptWithoutEnd(t *testing.T) {
+	var d decoded
+	for i := range 2 * maxManifests {
+		raw, digest := manifestOf(t, fmt.Sprint(i), 0)
+		if _, err := d.decode(digest, raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	size := 0
+	for _, m := range d.list {
+		size += m.size
+	}
+	if len(d.list) != maxManifests || d.size != size || d.list[maxManifests-1].manifest.Version != fmt.Sprint(2*maxManifests-1) {
+		t.Errorf("%d of %d bytes are kept, of which it knows %d", len(d.list), size, d.size)
+	}
+}
