@@ -98,7 +98,9 @@ func (l *peerListener) admit(c net.Conn) (*peerConn, error) {
 	}
 	leave := func() { <-l.slots; l.keepSome() }
 	isApp := l.isApp(int(cred.Pid))
-	if !isApp && peerEnded(int(cred.Pid)) { // asked last: whoever lives now lived when isApp was asked
+	// A child that connects and ends, and leaves the connection to others, must not get around a limit. A pid of 0 is one of another namespace. This is asked
+	// last: whoever lives now lived when isApp was asked.
+	if !isApp && cred.Pid > 0 && hasEnded(int(cred.Pid)) {
 		return nil, fmt.Errorf("pid %d has ended, and whose it was cannot be told", cred.Pid)
 	}
 	if isApp {
@@ -110,21 +112,6 @@ func (l *peerListener) admit(c net.Conn) (*peerConn, error) {
 		}
 	}
 	return &peerConn{Conn: c, uid: int(cred.Uid), leave: sync.OnceFunc(leave)}, nil
-}
-
-// peerEnded tells whether the process is known to have ended: a child that connects and ends, and leaves the connection to others, must not
-// get around a limit. A pid of 0 is one of another namespace.
-func peerEnded(pid int) bool {
-	if pid <= 0 {
-		return false
-	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return errors.Is(err, unix.ESRCH) // else it cannot be told, for want of a descriptor, say
-	}
-	defer unix.Close(fd)
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0) // also a zombie
-	return err == nil && n > 0
 }
 
 func (l *peerListener) Close() error {

@@ -346,12 +346,12 @@ func callOff(f *Flip, why error) { send(f.ours, linkMessage{Error: clip(why.Erro
 // errSuccessorEnded is no reason to stay: tableflip hands over once, and whoever systemd starts goes on with everything.
 var errSuccessorEnded = errors.New("the new daemon ended just when it was to go on; systemd starts another one")
 
-// leaveToSuccessor is the end of a supervisor that has made way for another one; stop: it was told to end meanwhile, and the other one is to. If that has ended
+// leaveToSuccessor is the end of a supervisor that has made way for another one. If it was told to end meanwhile the other one is to. If that has ended
 // too, systemd must learn it by our end: it may not see that of a process which it has not started.
-func (s *Supervisor) leaveToSuccessor(pid int, stop bool) error {
+func (s *Supervisor) leaveToSuccessor(pid int) error {
 	gone := s.opt.Flip.gone.Load()
 	if gone && !hasEnded(pid) {
-		if stop || s.opt.Flip.toldToStop() {
+		if s.opt.Flip.toldToStop() {
 			return os.NewSyscallError("kill", unix.Kill(pid, unix.SIGTERM))
 		}
 		return nil
@@ -365,7 +365,7 @@ func (s *Supervisor) leaveToSuccessor(pid int, stop bool) error {
 	return errSuccessorEnded
 }
 
-// hasEnded is false if that cannot be told.
+// hasEnded is false if that cannot be told, for want of a descriptor, say. A zombie has ended.
 func hasEnded(pid int) bool {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {

@@ -205,7 +205,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		endLoop()
 		<-s.stopped
 		<-told
-		return s.leaveToSuccessor(successor, ctx.Err() != nil)
+		return s.leaveToSuccessor(successor)
 	}
 	s.notify.Stopping("stopping")
 	s.shutdown()
