@@ -78,7 +78,17 @@ func (g *Group) Contains(pid int) bool {
 func (g *Group) Done() <-chan struct{} { return g.done }
 
 // Ended asks the kernel whether the main process has ended, which Done may tell a moment later.
-func (g *Group) Ended() bool { return g.main == nil || hasEnded(g.main) }
+func (g *Group) Ended() bool {
+	if g.main == nil || hasEnded(g.main) {
+		return true
+	}
+	select {
+	case <-g.done: // the pidfd may be closed since
+		return true
+	default:
+		return false
+	}
+}
 
 // Exit is how the main process ended.
 func (g *Group) Exit() Exit {
