@@ -239,6 +239,7 @@ func (r *crashRig) orderFor(sc scene) *order {
 
 // try kills v at a step and returns what became of it, after the audit.
 func (r *crashRig) try(at step, v victim) string {
+	r.rests()
 	before := r.status()
 	l, err := load.Start(r.ctx(), load.Options{Addr: r.addr, WebSockets: 10, NewConnsPerSecond: 20, MessageInterval: 100 * time.Millisecond,
 		RequestTimeout: 30 * time.Second, Held: load.MayMove})
@@ -279,9 +280,11 @@ func (r *crashRig) try(at step, v victim) string {
 			r.t.Fatal(err)
 		}
 	}
-	for limit := time.Now().Add(30 * time.Second); !c.hasEnded(); r.asSystemd() {
+	// A replacement goes on without the command that asked for it: whoever killed that one has to wait until it has begun.
+	alone := at.scene == replacing && v == theCommand
+	for limit := time.Now().Add(30 * time.Second); !c.hasEnded() || alone && r.answersAs(before.Daemon.PID); r.asSystemd() {
 		if time.Now().After(limit) {
-			r.t.Fatal("the command does not end")
+			r.t.Fatalf("the command has not ended (%v), or nothing became of it", c.hasEnded())
 		}
 		<-time.After(2 * time.Millisecond)
 	}
@@ -341,6 +344,21 @@ func (r *crashRig) became(sc scene, o *order, before api.Status) string {
 		}
 	}
 	return neverBegun
+}
+
+// rests waits until no release is being removed any more, or a daemon would come to its step for an upgrade that is long over.
+func (r *crashRig) rests() {
+	r.t.Helper()
+	_, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindRollback, Version: "none", By: "tester"})
+	if !errors.Is(err, api.ErrNotFound) { // which is found out after that
+		r.t.Fatalf("roll back to a release that is not there: %v", err)
+	}
+}
+
+// answersAs tells whether it is this daemon that still answers.
+func (r *crashRig) answersAs(pid int) bool {
+	st, err := r.client.Status(r.ctx())
+	return err == nil && st.Daemon.PID == pid
 }
 
 // quiet waits until one generation serves, and nothing else goes on.

@@ -268,8 +268,18 @@ func (r *crashRig) endAll() {
 func (r *crashRig) destroy() {
 	r.over = true
 	daemons, others := r.processes()
-	for _, pid := range slices.Concat(daemons, others) {
+	all := slices.Concat(daemons, others)
+	for _, pid := range all {
 		unix.Kill(pid, unix.SIGKILL)
+	}
+	for _, pid := range all {
+		for !hasEnded(pid) {
+			<-time.After(time.Millisecond)
+		}
+	}
+	dirs, _ := filepath.Glob(filepath.Join(r.spec.Cgroup, generationCgroup+"*"))
+	for _, dir := range dirs {
+		unix.Rmdir(dir)
 	}
 	r.client.Close()
 	if r.manager != nil {

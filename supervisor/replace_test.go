@@ -1,8 +1,11 @@
 package supervisor
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -187,6 +190,32 @@ func TestReplace_StopMeanwhile_EverythingEnds(t *testing.T) {
 			r.destroy()
 		})
 	}
+}
+
+// Whoever asks while a daemon begins is answered as soon as it serves, and by then it can be replaced.
+func TestReplace_AskedWhileTheDaemonBegins(t *testing.T) {
+	r := newCrashRig(t, crashModes[0])
+	r.kill()
+	r.arm("resumed", "stop")
+	done := r.spawn()
+	pid := r.struck(nil)
+	conn := r.dialControl()
+	body := `{"by":"tester"}`
+	if _, err := fmt.Fprintf(conn, "POST /daemon/replace HTTP/1.1\r\nHost: hotdeploy\r\nContent-Length: %d\r\n\r\n%s", len(body), body); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := io.ReadAll(answer.Body); answer.StatusCode != http.StatusOK {
+		t.Errorf("%s: %s", answer.Status, b)
+	}
+	r.connect(done)
+	r.endAfterReplacing(r.follows(pid))
 }
 
 func TestReplace_SystemdCannotBeTold_TheOldOneGoesOn(t *testing.T) {

@@ -186,17 +186,17 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	failpoint.At("adopted")
 	s.resume()
 	failpoint.At("resumed")
-	server := s.serveControl(control)
 	st := s.status()
 	s.notify.Ready(st.Text)
 	s.sayCgroup()
-	s.do(s.ensure)
-
-	if s.opt.Flip != nil && !s.opt.Flip.Follows() {
+	if s.opt.Flip != nil && !s.opt.Flip.Follows() { // before anybody can ask to replace this one
 		if err := s.opt.Flip.alone(); err != nil {
 			s.logf("%v", err)
 		}
 	}
+	server := s.serveControl(control)
+	s.do(s.ensure)
+
 	<-s.ctx.Done()
 	successor := 0
 	s.do(func() { successor = s.successor })
