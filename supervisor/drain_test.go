@@ -2,7 +2,9 @@ package supervisor
 
 import (
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -46,6 +48,28 @@ func (r *rig) visit(done <-chan struct{}) {
 	}
 }
 
+// clientOf holds a connection to that version, until the end of the test: without one a draining generation is ended for that alone.
+func (r *rig) clientOf(version string) {
+	r.t.Helper()
+	for limit := time.Now().Add(20 * time.Second); time.Now().Before(limit); {
+		c := http.Client{Transport: &http.Transport{}}
+		res, err := c.Get("http://" + r.addr + "/version")
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		b, err := io.ReadAll(res.Body)
+		if res.Body.Close(); err != nil {
+			r.t.Fatal(err)
+		}
+		if string(b) == version {
+			r.t.Cleanup(c.CloseIdleConnections)
+			return
+		}
+		c.CloseIdleConnections()
+	}
+	r.t.Fatalf("%s accepts nothing", version)
+}
+
 // when is closed when such an event comes.
 func (r *rig) when(generation int, part string) <-chan struct{} {
 	done := make(chan struct{})
@@ -62,14 +86,17 @@ func TestDrain_FailedOneThatGoesOnAccepting_IsEnded(t *testing.T) {
 	r.adapt = quickSamples
 	r.start()
 	r.push("1")
-	r.install("2", stubborn(400*time.Millisecond), env("WSECHO_UNHEALTHY", "1"), func(s *release.Spec) {
-		s.Health = &release.Health{Probe: release.Probe{Check: release.CheckHTTP, Path: "/healthz"}}
-		s.SetDefaults()
-		s.Health.Interval = release.Duration(20 * time.Millisecond)
-	}, ends(0))
-	u := r.upgrade(api.KindPush, "2")
-	if u.Outcome != api.RolledBack {
-		t.Fatalf("%s: %+v", u.Outcome, u.Error)
+	r.install("2", stubborn(400*time.Millisecond), ends(0), func(s *release.Spec) { s.Soak.Duration = release.Duration(time.Minute) })
+	u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "tester"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.await(func(e api.Event) bool {
+		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak
+	})
+	r.clientOf("2")
+	if u, err = r.client.Cancel(r.ctx(), u.ID); err != nil || u.Outcome != api.RolledBack {
+		t.Fatalf("%s: %v", u.Outcome, err)
 	}
 	r.visit(r.when(u.Generation, "was killed by signal 9"))
 	r.awaitEvent(u.Generation, "goes on accepting connections although it failed")
