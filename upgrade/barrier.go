@@ -15,8 +15,6 @@ import (
 
 // allAtOnce parks everything, freezes the app, moves all of it, and changes sides in one moment.
 func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
-	limited, cancel := context.WithTimeout(ctx, g.hooks.Patience)
-	defer cancel()
 	list := g.untried(ls)
 	g.mu.Lock()
 	g.frozen = true
@@ -40,16 +38,18 @@ func (g *giver) allAtOnce(ctx context.Context, ls []*listener) {
 			c.unpark() // those that have stayed
 		}
 	}()
-	for _, c := range list {
-		c.atRest(limited)
-	}
+	g.patiently(ctx, func(limited context.Context) {
+		for _, c := range list {
+			c.atRest(limited)
+		}
+	})
 	if err := g.freeze(ctx); err != nil {
 		g.hooks.Log("handoff: the shared state stays here, and so do the connections: %v", err)
 		g.giveUp(list)
 		return
 	}
 	g.begin(list, false)
-	g.finish(limited)
+	g.patiently(ctx, g.finish)
 	if g.await(ctx, g.allJudgedLocked) != nil || g.why() != ReasonLate {
 		g.withdraw(g.why())
 	}

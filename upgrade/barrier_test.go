@@ -29,7 +29,7 @@ type generation struct {
 }
 
 // newGeneration starts one. takes is the mode of the one before it.
-func newGeneration(t *testing.T, state, takes string) *generation {
+func newGeneration(t *testing.T, state, takes string, changes ...func(*Options)) *generation {
 	t.Helper()
 	ours, theirs, err := ctl.Pair()
 	if err != nil {
@@ -40,6 +40,9 @@ func newGeneration(t *testing.T, state, takes string) *generation {
 	g.u = &Upgrader{inherited: &inheritance{}, term: make(chan os.Signal, 1), exit: make(chan struct{}), stop: make(chan struct{})}
 	g.u.opt = Options{Mode: Barrier, States: []uint32{1}, OnFreeze: g.freeze, OnThaw: g.thaw, Log: t.Logf,
 		OnRollback: func(_ context.Context, moved int) { g.note("rollback, moved %d", moved) }}.withDefaults()
+	for _, change := range changes {
+		change(&g.u.opt)
+	}
 	if g.u.control, err = ctl.NewConn(theirs); err != nil {
 		t.Fatal(err)
 	}
@@ -224,6 +227,23 @@ func TestBarrier_StateThatIsOlderIsRefused(t *testing.T) {
 	old.happened("accepted")
 	say(t, member, "still\n")
 	expect(t, member, "still\n")
+}
+
+// The time that handlers get is theirs, whatever the app's hooks take of the time for the handoff.
+func TestBarrier_HookTakesLongerThanPatience_ConnectionsMove(t *testing.T) {
+	old := newGeneration(t, "one", "", func(o *Options) {
+		o.OnPark = func(context.Context) error {
+			<-time.After(o.Patience)
+			return nil
+		}
+	})
+	next := newGeneration(t, "nothing", "barrier")
+	member := old.client()
+	expect(t, member, "hello\n")
+	if m := old.give(next); m.Moved != 1 || m.Error != "" {
+		t.Errorf("%+v", m)
+	}
+	next.happened("thawed one")
 }
 
 // Without connections the state moves all the same.

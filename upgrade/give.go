@@ -161,10 +161,15 @@ func (g *giver) rolling(ctx context.Context, ls []*listener) {
 			g.begin(list[:n], true)
 			list = list[n:]
 		}
-		limited, cancel := context.WithTimeout(ctx, g.hooks.Patience) // from the last one on
-		g.finish(limited)
-		cancel()
+		g.patiently(ctx, g.finish) // from the last one on
 	}
+}
+
+// patiently waits for apps no longer than they say.
+func (g *giver) patiently(ctx context.Context, wait func(context.Context)) {
+	limited, cancel := context.WithTimeout(ctx, g.hooks.Patience)
+	defer cancel()
+	wait(limited)
 }
 
 // finish waits for the busy ones, and lets them be when ctx ends.
