@@ -45,7 +45,7 @@ type sealedConn struct {
 	refused  Reason
 	judged   bool
 	begun    time.Time
-	offered  time.Time
+	asked    int         // since which look of watch the taker owes an answer
 	failed   bool        // its state could not be saved
 	handed   atomic.Bool // to the sender, which will see to it
 	counted  bool        // among those that stay
@@ -83,6 +83,7 @@ type giver struct {
 	pausing  int                    // of them in a slot
 	atOnce   int                    // how many may be
 	unjudged int
+	ticks    int    // how often watch has looked
 	broken   Reason // why nothing more is offered
 	off      bool   // it was called off
 	lingers  bool   // it gives without a limit in time

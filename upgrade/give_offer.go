@@ -85,16 +85,19 @@ func (g *giver) keptLocked(s *sealedConn, why Reason) {
 // hungTime is after how long without a verdict the other process must be hanging: it refuses by itself what takes longer than verdictTime.
 const hungTime = verdictTime + time.Second
 
+// hungTicks is in how many looks that is counted: when our own process stands still for a while, that is one of them, and proves nothing of the other.
+const hungTicks = 10
+
 // watch takes everything back when the other side does not answer. It ends with the giver.
 func (g *giver) watch() {
-	tick := time.NewTicker(hungTime / 10)
+	tick := time.NewTicker(hungTime / hungTicks)
 	defer tick.Stop()
 	for {
 		select {
 		case <-g.ctx.Done():
 			return
-		case now := <-tick.C:
-			if g.overdue(now.Add(-hungTime)) {
+		case <-tick.C:
+			if g.overdue() {
 				g.withdraw(ReasonPeer)
 				g.mu.Lock()
 				g.notifyLocked()
@@ -105,17 +108,18 @@ func (g *giver) watch() {
 	}
 }
 
-func (g *giver) overdue(before time.Time) bool {
+func (g *giver) overdue() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.ticks++
 	for _, s := range g.pending.list {
-		if s != nil && !s.judged && s.offered.Before(before) {
+		if s != nil && !s.judged && g.ticks-s.asked > hungTicks {
 			g.hangs = true
 			return true
 		}
 	}
 	for _, s := range g.owed {
-		if s.offered.Before(before) {
+		if g.ticks-s.asked > hungTicks {
 			g.hangs = true
 			return true
 		}
@@ -188,9 +192,8 @@ func (g *giver) number(batch []*sealedConn) (frame, bool) {
 		return f, false
 	}
 	f.first = g.pending.next()
-	now := time.Now()
 	for _, s := range batch {
-		s.offered = now
+		s.asked = g.ticks
 		g.pending.add(s)
 	}
 	g.unjudged += len(batch)

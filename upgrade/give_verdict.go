@@ -157,11 +157,10 @@ func (g *giver) owe(k claimed, yes bool) {
 	if g.version < ownedVersion {
 		return
 	}
-	now := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for i, n := range k.numbers {
-		if k.conns[i].offered = now; yes {
+		if k.conns[i].asked = g.ticks; yes {
 			g.owed[n] = k.conns[i]
 		} else {
 			delete(g.owed, n)

@@ -5,12 +5,16 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // socketListener is what a listener wraps: a *net.TCPListener or a *net.UnixListener.
 type socketListener interface {
 	net.Listener
+	syscall.Conn
 	SetDeadline(time.Time) error
 }
 
@@ -81,8 +85,17 @@ func (l *listener) next() (c *conn, wait <-chan struct{}, err error) {
 		return nil, l.changed, nil
 	}
 	l.base.SetDeadline(time.Time{})
+	control(l.base, keepNonblocking)
 	l.asking++
 	return nil, nil, nil
+}
+
+// keepNonblocking undoes what others may do to the socket that we have in common: systemd makes the sockets of a .socket unit blocking whenever it
+// starts the service again, and os/exec those that it passes on. An Accept that blocks in the kernel hears of no deadline.
+func keepNonblocking(fd uintptr) {
+	if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err == nil && flags&unix.O_NONBLOCK == 0 {
+		unix.SetNonblock(int(fd), true)
+	}
 }
 
 // asked is called when an Accept has come back from the socket, and what it got is in the list.

@@ -15,8 +15,12 @@ import (
 // This file is the taker of PROTOCOL.md. It holds a descriptor of each connection that is offered, lets the app say yes or no to it, and owns
 // it with CONFIRM or with the end of the other process.
 
-// verdictTime is how long the app may take to accept or refuse a connection.
-const verdictTime = 2 * time.Second
+// verdictTime is how long the app may take to accept or refuse a connection, and verdictTicks in how many looks that is counted: a process that
+// stands still for a while has not given its app that time.
+const (
+	verdictTime  = 2 * time.Second
+	verdictTicks = 16
+)
 
 // ReasonSlow is an app that did neither in time.
 const ReasonSlow Reason = "slow to accept"
@@ -37,13 +41,14 @@ type taker struct {
 	mu    sync.Mutex // protects what follows; taken before a conn's
 	held  map[uint32]*heldConn
 	waits int // held and not judged
+	ticks int // how often hurry has looked
 	moved int
 }
 
 // heldConn is a connection that is offered and not decided on. Whoever takes it out of the map decides about it.
 type heldConn struct {
 	c       *conn
-	offered time.Time
+	offered int // at which look of hurry
 	judged  bool
 }
 
@@ -166,7 +171,6 @@ func (t *taker) show(f frame) error {
 		return err
 	}
 	t.verdicts.expect(len(records))
-	now := time.Now()
 	conns := make([]*conn, 0, len(records))
 	for i, b := range records {
 		n := f.first + uint32(i)
@@ -177,7 +181,7 @@ func (t *taker) show(f frame) error {
 		}
 		conns = append(conns, c)
 		t.mu.Lock()
-		t.held[n] = &heldConn{c: c, offered: now}
+		t.held[n] = &heldConn{c: c, offered: t.ticks}
 		t.waits++
 		t.mu.Unlock()
 	}
@@ -353,7 +357,7 @@ func (t *taker) hurry(ctx context.Context) {
 		}
 		for waits := true; waits; {
 			select {
-			case <-time.After(verdictTime / 16):
+			case <-time.After(verdictTime / verdictTicks):
 			case <-ctx.Done():
 				return
 			}
@@ -367,11 +371,11 @@ func (t *taker) hurry(ctx context.Context) {
 
 // overdue are the verdicts that are made for the app.
 func (t *taker) overdue() (list []verdict) {
-	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.ticks++
 	for n, h := range t.held {
-		if !h.judged && now.Sub(h.offered) > verdictTime {
+		if !h.judged && t.ticks-h.offered > verdictTicks {
 			list = append(list, verdict{n, h.c, ReasonSlow})
 		}
 	}

@@ -3,6 +3,7 @@ package failpoint
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -14,7 +15,7 @@ import (
 const Env = "UPGRADE_FAILPOINT"
 
 // FromEnv returns what strikes where UPGRADE_FAILPOINT asks for it: NAME=ACTION[@N], at the Nth time (default 1) that NAME is reached: kill (this process, at once),
-// stop (SIGSTOP: it hangs until somebody ends it). Or @FILE: that is in a file, if there is one by then, since a process and the one that follows it have
+// stop (SIGSTOP: it hangs until somebody ends it), pause (SIGSTOP: it stands still until somebody sends it SIGCONT). Or @FILE: that is in a file, if there is one by then, since a process and the one that follows it have
 // one environment.
 func FromEnv() func(name string) {
 	asked := os.Getenv(Env)
@@ -43,7 +44,7 @@ func (p *point) strike(name string) {
 		return
 	}
 	switch left := p.left.Add(-1); {
-	case left > 0:
+	case left > 0 || left < 0 && p.action == "pause":
 		return
 	case left < 0:
 		select {} // the process is about to end: whoever comes after the one that ends it must not get further
@@ -56,5 +57,9 @@ func (p *point) strike(name string) {
 	case "stop":
 		unix.Kill(os.Getpid(), unix.SIGSTOP)
 		select {} // the signal may strike a moment later
+	case "pause":
+		runtime.LockOSThread() // it does not get one instruction further
+		defer runtime.UnlockOSThread()
+		unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGSTOP)
 	}
 }
