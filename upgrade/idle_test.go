@@ -82,3 +82,34 @@ func TestIdle_EndsWhenItsTimeIsOver(t *testing.T) {
 		t.Errorf("read %d, %v", n, err)
 	}
 }
+
+// Between the app's yes and the moment at which the connection is its own nobody can speak: that is not taken from the client's time.
+func TestAdopted_DeadlinesRestUntilItIsOpen(t *testing.T) {
+	const limit = 2 * time.Second
+	old, l := newTestListener(t, Lines()), newTestListener(t, Lines())
+	client, c := pair(t, old)
+	next := adopted(t, l, c, mustSeal(t, c))
+	next.SetReadDeadline(time.Now().Add(limit))
+	read := make(chan error, 1)
+	go func() {
+		b := make([]byte, 10)
+		n, err := next.Read(b)
+		if string(b[:n]) != "hello\n" && err == nil {
+			err = io.ErrUnexpectedEOF
+		}
+		read <- err
+	}()
+	if why := verdictOf(t, next); why != "" {
+		t.Fatal(why)
+	}
+	say(t, client, "hello\n")
+	select {
+	case err := <-read:
+		t.Fatalf("before it is open: %v", err)
+	case <-time.After(limit + limit/10):
+	}
+	next.open()
+	if err := <-read; err != nil {
+		t.Error(err)
+	}
+}

@@ -63,7 +63,7 @@ func (c *conn) gateLocked(size int) (wait bool, err error) {
 			return false, opError("read", c.sock, net.ErrClosed)
 		}
 		c.settledLocked()
-		return true, c.waitLocked()
+		return true, c.restLocked()
 	case refused:
 		return false, io.EOF
 	case closed:
@@ -78,6 +78,20 @@ func (c *conn) waitLocked() error {
 		return os.ErrDeadlineExceeded // bare: net/http's watching Read comes here, on a small stack that would have to grow
 	}
 	c.awaitLocked(c.readBy)
+	return nil
+}
+
+// restLocked waits for a change that is not the client's to make: the app's deadline rests meanwhile, unless the app sets another one.
+func (c *conn) restLocked() error {
+	if c.readBy.expired() {
+		return os.ErrDeadlineExceeded // bare, as in waitLocked
+	}
+	by, since := c.readBy, time.Now()
+	c.awaitLocked(0)
+	if by != 0 && c.readBy == by {
+		c.readBy += instant(time.Since(since))
+		c.unarmed = true
+	}
 	return nil
 }
 
