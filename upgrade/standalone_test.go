@@ -557,22 +557,21 @@ func TestAlone_OldProcessDies_NewGoesOn(t *testing.T) {
 	}
 }
 
-// A request that takes long keeps the old process; the next upgrade waits for it.
+// An answer that has not ended keeps the old process; the next upgrade waits for it.
 func TestAlone_OldProcessDrains_NextUpgradeWaits(t *testing.T) {
 	l := startLone(t)
 	d := l.load(20, 20)
 	old := l.readPID()
-	answer := make(chan string)
-	go func() { answer <- l.get("/slow?for=5s") }()
-	l.await("the request", func() bool { return d.Snapshot().RequestsOK > 5 })
+	events := l.events()
 	l.signal(old, syscall.SIGHUP)
 	l.await("another pid", func() bool { return l.readPID() != old })
 	second := l.readPID()
 	l.signal(old, syscall.SIGHUP) // to the old one, which passes it on
 	l.out.await(t, fmt.Sprintf(`waiting until the process before this one \(pid %d\) has nothing left`, old))
-	if got := <-answer; !strings.Contains(got, "slow but there") {
-		t.Errorf("the long request got %q", got)
+	if pid := l.readPID(); pid != second || !lives(old) {
+		t.Errorf("pid %d serves, not %d; the old process lives: %t", pid, second, lives(old))
 	}
+	events.Close()
 	l.awaitEnd(old)
 	l.awaitEnd(second)
 	l.beat(d)
@@ -637,6 +636,17 @@ func (c *line) ask(request string) *http.Response {
 		io.Copy(io.Discard, res.Body)
 	}
 	return res
+}
+
+// events is a client to whom an answer that does not end has begun.
+func (l *lone) events() *line {
+	l.t.Helper()
+	c := l.dial()
+	stream := bufio.NewReader(c.ask("GET /live HTTP/1.1\r\nHost: app\r\nAccept: text/event-stream\r\n\r\n").Body)
+	if event, err := stream.ReadString('\n'); err != nil || !strings.HasPrefix(event, "data: ") {
+		l.t.Fatalf("the first event is %q (%v)", event, err)
+	}
+	return c
 }
 
 // Somebody who never leaves can be made to.
