@@ -472,7 +472,7 @@ func TestAlone_ManyHangupsAtOnce_EveryOneCounts(t *testing.T) {
 }
 
 func TestAlone_HangupDuringAnUpgrade_ComesAfterIt(t *testing.T) {
-	l := startLone(t, "WSLIVE_UPGRADE_TIMEOUT=1s")
+	l := startLone(t)
 	d := l.load(20, 0)
 	l.suffer("alone.new=stop")
 	from := l.out.len()
@@ -481,6 +481,11 @@ func TestAlone_HangupDuringAnUpgrade_ComesAfterIt(t *testing.T) {
 	l.out.awaitFrom(t, from, "failpoint alone.new: stop")
 	l.suffer("")
 	l.signal(old, syscall.SIGHUP) // while the new process hangs
+	for _, pid := range l.pids() {
+		if pid != old {
+			l.signal(pid, syscall.SIGKILL)
+		}
+	}
 	l.out.awaitFrom(t, from, "upgrade failed")
 	l.awaitEnd(old)
 	l.beat(d)
