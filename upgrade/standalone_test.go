@@ -409,7 +409,12 @@ func TestAlone_NewProcessFails_OldGoesOn(t *testing.T) {
 		for _, mode := range []string{"rolling", "barrier"} {
 			t.Run(tc.failpoint+", "+mode, func(t *testing.T) {
 				t.Parallel()
-				l := startLone(t, "WSLIVE_MODE="+mode, "WSLIVE_UPGRADE_TIMEOUT=5s")
+				set := []string{"WSLIVE_MODE=" + mode}
+				switch tc.failpoint {
+				case "alone.new=stop", "alone.ready=stop": // nothing else ends these
+					set = append(set, "WSLIVE_UPGRADE_TIMEOUT=20s")
+				}
+				l := startLone(t, set...)
 				d := l.load(30, 0)
 				l.suffer(tc.failpoint)
 				line := l.fail()
