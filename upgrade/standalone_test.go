@@ -373,7 +373,7 @@ func crashedWith(t *testing.T, line string) int {
 func TestAlone_TwentyUpgrades_NobodyNotices(t *testing.T) {
 	for _, mode := range []string{"rolling", "barrier"} {
 		t.Run(mode, func(t *testing.T) {
-			l := startLone(t, "WSLIVE_MODE="+mode)
+			l := startLone(t, "WSLIVE_MODE="+mode, "WSLIVE_PATIENCE=20s")
 			d := l.load(100, 50)
 			for range 20 {
 				l.upgrade()
@@ -443,7 +443,7 @@ func TestAlone_NewProcessFails_OldGoesOn(t *testing.T) {
 
 // In barrier mode nothing has moved before all has: 20 upgrades, every other one of which is broken somewhere.
 func TestAlone_EveryOtherUpgradeDies_NobodyNotices(t *testing.T) {
-	l := startLone(t, "WSLIVE_MODE=barrier")
+	l := startLone(t, "WSLIVE_MODE=barrier", "WSLIVE_PATIENCE=20s")
 	d := l.load(100, 0)
 	for _, name := range []string{"alone.new", "alone.ready", "alone.knocked", "take.begin", "take.offer", "take.adopted", "take.accepted", "alone.new", "take.offer", "alone.ready"} {
 		l.suffer(name + "=kill")
