@@ -26,11 +26,11 @@ func newLiveRig(t testing.TB) *rig {
 	return r
 }
 
-// startMoving is startLoad with WebSockets that may change process, as long as nothing is lost.
+// startMoving is startLoad with WebSockets that may change process, as long as nothing is lost. However many they are, they are no more than 5000 messages a second.
 func startMoving(t testing.TB, r *rig, websockets, perSecond int) *load.Load {
 	t.Helper()
 	l, err := load.Start(context.Background(), load.Options{Addr: r.addr, WebSockets: websockets, NewConnsPerSecond: perSecond,
-		MessageInterval: 20 * time.Millisecond, Held: load.MayMove})
+		MessageInterval: max(20*time.Millisecond, time.Duration(websockets)*time.Second/5000), Held: load.MayMove})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,13 +149,13 @@ func TestHandoff_NewReleaseBreaks_OldGoesOn(t *testing.T) {
 		for _, mode := range []string{"rolling", "barrier"} {
 			t.Run(tc.name+", "+mode, func(t *testing.T) {
 				r := newLiveRig(t)
-				r.push("1", env("WSLIVE_MODE", mode))
+				r.push("1", env("WSLIVE_MODE", mode, "WSLIVE_PATIENCE", "20s"))
 				all := 60
 				if strings.HasSuffix(tc.failpoint, "@2") {
 					all = 300 // more than one offer holds
 				}
 				l := startMoving(t, r, all, 20)
-				r.install("2", env("UPGRADE_FAILPOINT", tc.failpoint, "WSLIVE_MODE", mode))
+				r.install("2", env("UPGRADE_FAILPOINT", tc.failpoint, "WSLIVE_MODE", mode, "WSLIVE_PATIENCE", "20s"))
 				u := r.upgrade(api.KindPush, "2")
 				if u.Outcome != api.RolledBack {
 					t.Fatalf("%s: %+v", u.Outcome, u.Error)

@@ -2,6 +2,7 @@ package upgrade
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -76,12 +77,16 @@ func TestHandoff_EitherSideBreaksAtEachStep(t *testing.T) {
 			t.Run(step+" "+action, func(t *testing.T) {
 				t.Parallel()
 				s := newService(t)
-				mode, within, slow := "UPGRADE_TEST_MODE=barrier", 4*time.Second, "UPGRADE_TEST_SLOW=0"
-				if strings.Contains(step, "withdr") {
-					mode, within, slow = "UPGRADE_TEST_MODE=rolling", time.Second, "UPGRADE_TEST_SLOW=2500ms"
+				mode, slow, read, within := "UPGRADE_TEST_MODE=barrier", "UPGRADE_TEST_SLOW=0", func() {}, 15*time.Second
+				if strings.Contains(step, "withdr") { // what nobody reads is withdrawn
+					mode = "UPGRADE_TEST_MODE=rolling"
+					slow, read = heldBack(t)
 				}
-				if step == "take.refused" {
-					slow = "UPGRADE_TEST_SLOW=2500ms"
+				switch step {
+				case "take.refused":
+					slow = "UPGRADE_TEST_SLOW=1h"
+				case "take.greet": // only the end of the time ends this
+					within = 2 * time.Second
 				}
 				break_ := "UPGRADE_FAILPOINT=" + step + "=" + action
 				giverBreaks := strings.HasPrefix(step, "give.")
@@ -104,11 +109,29 @@ func TestHandoff_EitherSideBreaksAtEachStep(t *testing.T) {
 				}
 				broken.cmd.Process.Signal(unix.SIGKILL)
 				<-broken.done
+				read()
 				if got := c.survivors(t); got != n && !slices.Contains(mayEnd, step) {
 					t.Errorf("%d of %d connections live", got, n)
 				}
 			})
 		}
+	}
+}
+
+// heldBack makes a process that does not read what it is offered before open is called.
+func heldBack(t *testing.T) (env string, open func()) {
+	t.Helper()
+	fifo := filepath.Join(t.TempDir(), "gate")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return "UPGRADE_TEST_GATE=" + fifo, func() {
+		t.Helper()
+		f, err := os.OpenFile(fifo, os.O_RDWR, 0) // which does not wait for a reader
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
 	}
 }
 

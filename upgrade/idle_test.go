@@ -13,14 +13,13 @@ import (
 // take it for a new one, whose first request is due.
 func resting(t *testing.T, times int, idle, head time.Duration) io.ReadWriter {
 	t.Helper()
-	server := &http.Server{IdleTimeout: idle, ReadHeaderTimeout: head, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") })}
-	t.Cleanup(func() { server.Close() })
-	serve := func() *listener {
-		l := newTestListener(t, HTTP())
+	serve := func(l *listener, head time.Duration) {
+		server := &http.Server{IdleTimeout: idle, ReadHeaderTimeout: head, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") })}
+		t.Cleanup(func() { server.Close() })
 		go server.Serve(l)
-		return l
 	}
-	l := serve()
+	l := newTestListener(t, HTTP())
+	serve(l, 0) // who connects may take its time
 	client, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -40,16 +39,17 @@ func resting(t *testing.T, times int, idle, head time.Duration) io.ReadWriter {
 		} else if why != "" {
 			t.Fatal(why)
 		}
-		l = serve()
+		l = newTestListener(t, HTTP())
 		next, err := l.adopt(r, dup(t, c))
 		if err != nil {
 			t.Fatal(err)
 		}
+		next.open() // before its server looks at it: what is not open can be too late for a first request
+		serve(l, head)
 		if why := verdictOf(t, next); why != "" {
 			t.Fatal(why)
 		}
 		c.confirm()
-		next.open()
 		<-time.After(2 * head)
 	}
 	return client

@@ -29,28 +29,16 @@ func served(t *testing.T, app func(c net.Conn)) *listener {
 
 func echo1(c net.Conn) { io.Copy(struct{ io.Writer }{c}, c) }
 
-// giveIn moves what from has to a listener that echoes, within a time for each connection and one for all.
-func giveIn(t *testing.T, from *listener, patience, all time.Duration) tally {
+// giveUntil gives what from has, until what holds; it is asked with g's lock.
+func giveUntil(t *testing.T, g *giver, from *listener, what func() bool) {
 	t.Helper()
-	a, b := channels(t)
-	done := takeInto(b, testHello(protocols...), echoing(t))
-	opt := Options{Patience: patience}.withDefaults()
-	own := testHello(protocols...)
-	g, err := newGiver(a, own, opt, time.Now().Add(all))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), all)
+	ctx, cancel := context.WithCancel(within(t))
 	defer cancel()
+	go func() {
+		g.await(ctx, what)
+		cancel()
+	}()
 	g.all(ctx, []*listener{from})
-	g.mu.Lock()
-	result := g.tally
-	g.mu.Unlock()
-	g.end()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	return result
 }
 
 func TestLimits_StateOf16MiBMoves_MoreStays(t *testing.T) {
@@ -96,10 +84,18 @@ func TestLimits_HandlerThatIsStuck_StaysBehind(t *testing.T) {
 	})
 	stuck := callers(t, from, 1)
 	others := callers(t, from, 20)
-	if got := giveIn(t, from, 50*time.Millisecond, patience); got.moved != 20 || got.kept[ReasonStuck] != 1 {
-		t.Errorf("%+v", got)
+	a, b := channels(t)
+	done := takeInto(b, testHello(protocols...), echoing(t))
+	g := startGiver(t, a, testHello(protocols...))
+	giveUntil(t, g, from, func() bool { return g.tally.moved == 20 })
+	if g.tally.moved != 20 || g.tally.kept[ReasonStuck] != 1 {
+		t.Errorf("%+v", g.tally)
 	}
 	talk(t, others)
+	g.end()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 	close(free) // and then its connection goes on here
 	talk(t, stuck)
 }
@@ -120,11 +116,8 @@ func TestLimits_SaveThatIsStuck_StaysBehind(t *testing.T) {
 	own := testHello(protocols...)
 	own.States = []uint32{1}
 	takeInto(b, own, echoing(t))
-	g, err := newGiver(a, own, Options{Patience: 50 * time.Millisecond}.withDefaults(), time.Now().Add(patience))
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.all(within(t), []*listener{from})
+	g := startGiver(t, a, own)
+	giveUntil(t, g, from, func() bool { return g.tally.moved == 20 })
 	if g.tally.moved != 20 || g.tally.kept[ReasonState] != 1 {
 		t.Errorf("%+v", g.tally)
 	}
@@ -139,10 +132,19 @@ func TestLimits_TimeIsOver_TheyComeBack(t *testing.T) {
 	from := echoing(t)
 	clients := callers(t, from, 20)
 	a, b := channels(t)
-	takeInto(b, testHello(protocols...), newTestListener(t, Lines())) // nobody accepts there
+	to := newTestListener(t, Lines())
+	takeInto(b, testHello(protocols...), to)
 	g := startGiver(t, a, testHello(protocols...))
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithCancel(within(t))
 	defer cancel()
+	go func() {
+		for range clients { // nobody reads there, which would be a yes
+			if _, err := to.Accept(); err != nil {
+				return
+			}
+		}
+		cancel()
+	}()
 	g.all(ctx, []*listener{from})
 	talk(t, clients)
 	if g.tally.moved != 0 || g.tally.kept[ReasonLate] != 20 {

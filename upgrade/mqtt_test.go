@@ -80,12 +80,12 @@ func TestPark_DeadlinesRest(t *testing.T) {
 	client, c := pair(t, newTestListener(t, Lines()))
 	by := time.Now().Add(patience)
 	c.SetReadDeadline(by)
+	c.park()
 	read := make(chan error, 1)
 	go func() {
 		_, err := c.Read(make([]byte, 10))
 		read <- err
 	}()
-	c.park()
 	if err := c.atRest(within(t)); err != nil {
 		t.Fatal(err)
 	}

@@ -50,9 +50,9 @@ func runApp(p Protocol, serve func(net.Listener)) {
 	}()
 	profile()
 	tellMemory()
-	failpoint = points.FromEnv()
+	failpoint = heldUp(points.FromEnv())
 	limited()
-	up, err := New(Options{States: []uint32{1}, Mode: Mode(os.Getenv("UPGRADE_TEST_MODE")), Log: log.Printf})
+	up, err := New(Options{States: []uint32{1}, Mode: Mode(os.Getenv("UPGRADE_TEST_MODE")), Patience: patience, Log: log.Printf})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -69,6 +69,21 @@ func runApp(p Protocol, serve func(net.Listener)) {
 		log.Fatal(err)
 	}
 	<-up.Exit()
+}
+
+// heldUp is failpoint in a process that reads no OFFER before somebody opens its fifo for writing.
+func heldUp(failpoint func(string)) func(string) {
+	fifo := os.Getenv("UPGRADE_TEST_GATE")
+	return func(name string) {
+		if fifo != "" && name == "take.offer" {
+			f, err := os.Open(fifo)
+			if err != nil {
+				log.Fatal(err)
+			}
+			f.Close()
+		}
+		failpoint(name)
+	}
 }
 
 // limited makes the process another than it is: an SDK of other versions, or one with few descriptors.

@@ -81,15 +81,9 @@ func TestFront_EndsAsTheAppDoes_WhileAnOldProcessDrains(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
 		t.Run(sig.String(), func(t *testing.T) {
 			l := startLone(t, "WSLIVE_KEEP_PID=1")
-			c, err := net.Dial(l.network, l.address)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			fmt.Fprintf(c, "GET /slow?for=5s HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
-			l.get("/version") // it has been accepted
-			l.throughFront()
 			if sig == syscall.SIGKILL {
+				l.events()
+				l.throughFront()
 				l.signal(l.readPID(), sig)
 				if status := l.endedWith(); status != 1 {
 					t.Errorf("status %d", status)
@@ -99,6 +93,14 @@ func TestFront_EndsAsTheAppDoes_WhileAnOldProcessDrains(t *testing.T) {
 				}
 				return
 			}
+			c, err := net.Dial(l.network, l.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			fmt.Fprintf(c, "GET /slow?for=5s HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+			l.get("/version") // it has been accepted
+			l.throughFront()
 			l.signal(l.cmd.Process.Pid, sig)
 			if b, err := io.ReadAll(c); err != nil || !strings.Contains(string(b), "slow but there") {
 				t.Errorf("the request got %q, %v", b, err)

@@ -373,7 +373,7 @@ func crashedWith(t *testing.T, line string) int {
 func TestAlone_TwentyUpgrades_NobodyNotices(t *testing.T) {
 	for _, mode := range []string{"rolling", "barrier"} {
 		t.Run(mode, func(t *testing.T) {
-			l := startLone(t, "WSLIVE_MODE="+mode)
+			l := startLone(t, "WSLIVE_MODE="+mode, "WSLIVE_PATIENCE=20s")
 			d := l.load(100, 50)
 			for range 20 {
 				l.upgrade()
@@ -409,7 +409,12 @@ func TestAlone_NewProcessFails_OldGoesOn(t *testing.T) {
 		for _, mode := range []string{"rolling", "barrier"} {
 			t.Run(tc.failpoint+", "+mode, func(t *testing.T) {
 				t.Parallel()
-				l := startLone(t, "WSLIVE_MODE="+mode, "WSLIVE_UPGRADE_TIMEOUT=5s")
+				set := []string{"WSLIVE_MODE=" + mode}
+				switch tc.failpoint {
+				case "alone.new=stop", "alone.ready=stop": // nothing else ends these
+					set = append(set, "WSLIVE_UPGRADE_TIMEOUT=20s")
+				}
+				l := startLone(t, set...)
 				d := l.load(30, 0)
 				l.suffer(tc.failpoint)
 				line := l.fail()
@@ -438,7 +443,7 @@ func TestAlone_NewProcessFails_OldGoesOn(t *testing.T) {
 
 // In barrier mode nothing has moved before all has: 20 upgrades, every other one of which is broken somewhere.
 func TestAlone_EveryOtherUpgradeDies_NobodyNotices(t *testing.T) {
-	l := startLone(t, "WSLIVE_MODE=barrier")
+	l := startLone(t, "WSLIVE_MODE=barrier", "WSLIVE_PATIENCE=20s")
 	d := l.load(100, 0)
 	for _, name := range []string{"alone.new", "alone.ready", "alone.knocked", "take.begin", "take.offer", "take.adopted", "take.accepted", "alone.new", "take.offer", "alone.ready"} {
 		l.suffer(name + "=kill")
@@ -472,7 +477,7 @@ func TestAlone_ManyHangupsAtOnce_EveryOneCounts(t *testing.T) {
 }
 
 func TestAlone_HangupDuringAnUpgrade_ComesAfterIt(t *testing.T) {
-	l := startLone(t, "WSLIVE_UPGRADE_TIMEOUT=1s")
+	l := startLone(t)
 	d := l.load(20, 0)
 	l.suffer("alone.new=stop")
 	from := l.out.len()
@@ -481,6 +486,11 @@ func TestAlone_HangupDuringAnUpgrade_ComesAfterIt(t *testing.T) {
 	l.out.awaitFrom(t, from, "failpoint alone.new: stop")
 	l.suffer("")
 	l.signal(old, syscall.SIGHUP) // while the new process hangs
+	for _, pid := range l.pids() {
+		if pid != old {
+			l.signal(pid, syscall.SIGKILL)
+		}
+	}
 	l.out.awaitFrom(t, from, "upgrade failed")
 	l.awaitEnd(old)
 	l.beat(d)
@@ -557,22 +567,21 @@ func TestAlone_OldProcessDies_NewGoesOn(t *testing.T) {
 	}
 }
 
-// A request that takes long keeps the old process; the next upgrade waits for it.
+// An answer that has not ended keeps the old process; the next upgrade waits for it.
 func TestAlone_OldProcessDrains_NextUpgradeWaits(t *testing.T) {
 	l := startLone(t)
 	d := l.load(20, 20)
 	old := l.readPID()
-	answer := make(chan string)
-	go func() { answer <- l.get("/slow?for=5s") }()
-	l.await("the request", func() bool { return d.Snapshot().RequestsOK > 5 })
+	events := l.events()
 	l.signal(old, syscall.SIGHUP)
 	l.await("another pid", func() bool { return l.readPID() != old })
 	second := l.readPID()
 	l.signal(old, syscall.SIGHUP) // to the old one, which passes it on
 	l.out.await(t, fmt.Sprintf(`waiting until the process before this one \(pid %d\) has nothing left`, old))
-	if got := <-answer; !strings.Contains(got, "slow but there") {
-		t.Errorf("the long request got %q", got)
+	if pid := l.readPID(); pid != second || !lives(old) {
+		t.Errorf("pid %d serves, not %d; the old process lives: %t", pid, second, lives(old))
 	}
+	events.Close()
 	l.awaitEnd(old)
 	l.awaitEnd(second)
 	l.beat(d)
@@ -637,6 +646,17 @@ func (c *line) ask(request string) *http.Response {
 		io.Copy(io.Discard, res.Body)
 	}
 	return res
+}
+
+// events is a client to whom an answer that does not end has begun.
+func (l *lone) events() *line {
+	l.t.Helper()
+	c := l.dial()
+	stream := bufio.NewReader(c.ask("GET /live HTTP/1.1\r\nHost: app\r\nAccept: text/event-stream\r\n\r\n").Body)
+	if event, err := stream.ReadString('\n'); err != nil || !strings.HasPrefix(event, "data: ") {
+		l.t.Fatalf("the first event is %q (%v)", event, err)
+	}
+	return c
 }
 
 // Somebody who never leaves can be made to.

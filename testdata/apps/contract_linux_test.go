@@ -157,7 +157,7 @@ func TestContract_FourGenerationsUnderLoad_NobodyNotices(t *testing.T) {
 		ln := listen(t)
 		generations := []*process{generation(t, command, ln, 1)}
 		l, err := load.Start(context.Background(), load.Options{
-			Addr: ln.Addr().String(), WebSockets: 50, MessageInterval: 50 * time.Millisecond, NewConnsPerSecond: 100,
+			Addr: ln.Addr().String(), WebSockets: 50, MessageInterval: time.Second, NewConnsPerSecond: 20,
 			RequestTimeout: patience, OpenTimeout: patience,
 		})
 		if err != nil {

@@ -153,7 +153,11 @@ func TestLoad_EachFaultOfANewConnectionIsNoticed(t *testing.T) {
 		}), badStatus},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := start(t, Options{Addr: c.addr, NewConnsPerSecond: 200, RequestTimeout: 500 * time.Millisecond})
+			limit := patience
+			if c.reason == timedOut {
+				limit = 500 * time.Millisecond
+			}
+			l := start(t, Options{Addr: c.addr, NewConnsPerSecond: 200, RequestTimeout: limit})
 			beats(t, l, 3)
 			red(t, l.Stop(patient(t)), func(r Report) int64 { return r.RequestFailures[c.reason] }, "request: "+c.reason)
 		})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"sync"
 	"time"
 
@@ -110,9 +111,22 @@ func (s *socket) send(in state) {
 	s.sentAt[s.check.sent%window] = now
 	s.mu.Unlock()
 
-	// A write that fails is told by the reader, which learns of it as well.
 	_ = s.conn.SetWriteDeadline(now.Add(10 * time.Second))
 	if err := s.conn.WriteMessage(websocket.TextMessage, []byte(text)); err != nil {
+		s.unsent(err)
+	}
+}
+
+// unsent: a write failed. The reader learns of the end as well, but perhaps not
+// of its cause: the kernel tells that once. Of a timeout it learns nothing.
+func (s *socket) unsent(err error) {
+	s.mu.Lock()
+	wanted := s.state == leaving
+	s.mu.Unlock()
+	if !wanted {
+		s.notes.add("websocket %d: sending: %v", s.id, err)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
 		s.conn.Close()
 	}
 }

@@ -26,8 +26,9 @@ func newBroker(s *mqtt.Server) *broker { return &broker{server: s} }
 
 // options is the broker's part in upgrades.
 func (b *broker) options() upgrade.Options {
+	patience, _ := time.ParseDuration(os.Getenv("MQTTBROKER_PATIENCE"))
 	o := upgrade.Options{
-		States: []uint32{stateVersion}, Mode: upgrade.Barrier,
+		States: []uint32{stateVersion}, Mode: upgrade.Barrier, Patience: patience,
 		OnPark: b.park, OnFreeze: b.freeze, Freezes: stateVersion, OnThaw: b.thaw, OnRollback: b.rollback,
 		Log: func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
 	}

@@ -33,7 +33,7 @@ type profile struct {
 	on      func(topic, payload string)
 	trouble func(format string, args ...any)
 
-	patience time.Duration // with an answer; 0: the usual
+	patience time.Duration // with the answer to a publish; 0: the usual, which is that with all others
 }
 
 const keepAlive = 10 // seconds
@@ -96,7 +96,7 @@ func join3(c net.Conn, p profile) (member, error) {
 	})
 	m.c = paho3.NewClient(o)
 	token := m.c.Connect().(*paho3.ConnectToken)
-	if err := m.settle(token); err != nil {
+	if err := settle(token, patience); err != nil {
 		c.Close()
 		return nil, err
 	}
@@ -104,19 +104,19 @@ func join3(c net.Conn, p profile) (member, error) {
 	return m, nil
 }
 
-func (m *member3) settle(t paho3.Token) error {
-	if !t.WaitTimeout(m.patience) {
+func settle(t paho3.Token, patience time.Duration) error {
+	if !t.WaitTimeout(patience) {
 		return context.DeadlineExceeded
 	}
 	return t.Error()
 }
 
 func (m *member3) publish(topic string, qos byte, retain bool, payload string) error {
-	return m.settle(m.c.Publish(topic, qos, retain, payload))
+	return settle(m.c.Publish(topic, qos, retain, payload), m.patience)
 }
 
 func (m *member3) subscribe(filter string, qos byte) error {
-	return m.settle(m.c.Subscribe(filter, qos, nil))
+	return settle(m.c.Subscribe(filter, qos, nil), patience)
 }
 
 func (m *member3) leave() { m.ends.Do(func() { m.c.Disconnect(uint(patience.Milliseconds())) }) }
@@ -143,7 +143,7 @@ func join5(c net.Conn, p profile) (member, error) {
 	m := &member5{profile: p, conn: c, names: map[uint16]string{}}
 	var late chain
 	m.c = paho.NewClient(paho.ClientConfig{
-		Conn: c, PacketTimeout: p.patience, EnableManualAcknowledgment: p.slow, SendAcksInterval: 20 * time.Millisecond,
+		Conn: c, PacketTimeout: patience, EnableManualAcknowledgment: p.slow, SendAcksInterval: 20 * time.Millisecond,
 		OnClientError:      func(err error) { m.lost(err) },
 		OnServerDisconnect: func(d *paho.Disconnect) { m.lost(fmt.Errorf("DISCONNECT %d", d.ReasonCode)) },
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(r paho.PublishReceived) (bool, error) {
@@ -162,7 +162,7 @@ func join5(c net.Conn, p profile) (member, error) {
 	if p.aliases {
 		connect.Properties.TopicAliasMaximum = paho.Uint16(100)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), p.patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	ack, err := m.c.Connect(ctx, connect)
 	if err != nil {
@@ -207,7 +207,7 @@ func (m *member5) publish(topic string, qos byte, retain bool, payload string) e
 }
 
 func (m *member5) subscribe(filter string, qos byte) error {
-	ctx, cancel := context.WithTimeout(context.Background(), m.patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	_, err := m.c.Subscribe(ctx, &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: filter, QoS: qos}}})
 	return err

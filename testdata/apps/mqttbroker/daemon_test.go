@@ -165,7 +165,7 @@ func (d *daemon) install(version string, changes ...func(*release.Spec)) error {
 	if text, err := exec.Command("cp", "--reflink=auto", filepath.Join(bin, "mqttbroker"), src).CombinedOutput(); err != nil {
 		return fmt.Errorf("cp: %w: %s", err, text)
 	}
-	spec := release.Spec{Run: release.Run{Command: []string{"./mqttbroker"}, Env: map[string]string{"MQTTBROKER_BREAK": d.broken}},
+	spec := release.Spec{Run: release.Run{Command: []string{"./mqttbroker"}, Env: map[string]string{"MQTTBROKER_BREAK": d.broken, "MQTTBROKER_PATIENCE": "20s"}},
 		Listeners: []release.Listener{{Name: "mqtt", Network: "tcp", Address: d.addr}}}
 	spec.SetDefaults()
 	spec.Soak.Duration = release.Duration(50 * time.Millisecond)

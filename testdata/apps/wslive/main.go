@@ -54,8 +54,9 @@ var version = cmp.Or(os.Getenv("HOTDEPLOY_VERSION"), buildMark)
 
 func options() upgrade.Options {
 	timeout, _ := time.ParseDuration(os.Getenv("WSLIVE_UPGRADE_TIMEOUT"))
+	patience, _ := time.ParseDuration(os.Getenv("WSLIVE_PATIENCE"))
 	return upgrade.Options{
-		States: versions(), Mode: upgrade.Mode(os.Getenv("WSLIVE_MODE")), Log: log.Printf,
+		States: versions(), Mode: upgrade.Mode(os.Getenv("WSLIVE_MODE")), Patience: patience, Log: log.Printf,
 		Standalone: upgrade.Standalone{PIDFile: os.Getenv("WSLIVE_PIDFILE"), UpgradeTimeout: timeout, KeepPID: os.Getenv("WSLIVE_KEEP_PID") != ""},
 	}
 }

@@ -80,7 +80,7 @@ func get(path string) string { return "GET " + path + " HTTP/1.1\r\nHost: a\r\n\
 // TestHTTP_HalfARequest_IsFinishedInTheNextRelease: what has not begun is nobody's yet.
 func TestHTTP_HalfARequest_IsFinishedInTheNextRelease(t *testing.T) {
 	t.Parallel()
-	s := newTestSite(t)
+	s := newTestSite(t, "PATIENCE=20s") // all of them must come along
 	fresh, used := newWire(t, s), newWire(t, s)
 	used.say(get("/"))
 	used.expect(s.pid(), "/")

@@ -21,13 +21,14 @@ import (
 	ctl "github.com/hotdeploy/hotdeploy/upgrade/control"
 )
 
-// newTestSite serves a first release until the test ends, and then all of its generations must end in order.
-func newTestSite(t *testing.T) *site {
+// newTestSite serves a first release until the test ends, and then all of its generations must end in order. set are variables NAME=value for all of them.
+func newTestSite(t *testing.T, set ...string) *site {
 	t.Helper()
 	s, err := newSite(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.set = set
 	t.Cleanup(func() {
 		s.term(s.serving)
 		if err := s.settle(patience); err != nil {

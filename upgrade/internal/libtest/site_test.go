@@ -21,7 +21,8 @@ import (
 
 // site is what a supervisor would be: a listening socket, and the generations that serve on it. One goroutine uses it.
 type site struct {
-	dir      string // for the generations' output
+	dir      string   // for the generations' output
+	set      []string // what else their environments have
 	socket   *os.File
 	addr     string
 	serving  *generation
@@ -153,7 +154,7 @@ func (g *generation) exec(s *site, control *os.File) (err error) {
 	}
 	defer log.Close()
 	g.cmd = exec.Command(g.app)
-	g.cmd.Env, g.cmd.Stderr, g.cmd.ExtraFiles = g.env(), log, []*os.File{s.socket, control}
+	g.cmd.Env, g.cmd.Stderr, g.cmd.ExtraFiles = append(g.env(), s.set...), log, []*os.File{s.socket, control}
 	if g.stdin, err = g.cmd.StdinPipe(); err != nil {
 		return err
 	}

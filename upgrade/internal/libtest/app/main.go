@@ -1,5 +1,5 @@
 // Command app is the release that the tests of libtest deploy: ordinary handlers of ordinary libraries behind a listener of the SDK. What it serves with
-// is said in the environment: LIBRARY (a key of libraries, or "hub"), COMPRESS (not empty: WebSocket compression is on), MODE (of the SDK).
+// is said in the environment: LIBRARY (a key of libraries, or "hub"), COMPRESS (not empty: WebSocket compression is on), MODE and PATIENCE (of the SDK).
 //
 // It ends when its standard input does, so that a test that is killed leaves nothing behind; a line there opens the gate for slow requests. Read main
 // first, then one library's handler in echo.go.
@@ -10,6 +10,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/hotdeploy/hotdeploy/upgrade"
 )
@@ -17,7 +18,8 @@ import (
 func main() {
 	log.SetFlags(log.Lmicroseconds)
 	go obey()
-	up, err := upgrade.New(upgrade.Options{States: []uint32{stateVersion}, Mode: upgrade.Mode(os.Getenv("MODE")), Log: log.Printf})
+	patience, _ := time.ParseDuration(os.Getenv("PATIENCE"))
+	up, err := upgrade.New(upgrade.Options{States: []uint32{stateVersion}, Mode: upgrade.Mode(os.Getenv("MODE")), Patience: patience, Log: log.Printf})
 	if err != nil {
 		log.Fatal(err)
 	}
