@@ -249,9 +249,7 @@ func TestCrashLoop_DoesNotFillTheHistory(t *testing.T) {
 	r.push("1", func(s *release.Spec) {
 		s.Restart.Backoff, s.Restart.MaxBackoff = release.Duration(time.Millisecond), release.Duration(2*time.Millisecond)
 	})
-	if err := os.WriteFile(filepath.Join(r.cfg.Root, "env"), []byte("WSECHO_EXIT_AT_START=true\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r.hostEnv("WSECHO_EXIT_AT_START=true\n")
 	r.killServing()
 	failed := 0
 	r.await(func(e api.Event) bool {

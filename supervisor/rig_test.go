@@ -258,6 +258,14 @@ func (r *rig) await(wanted func(api.Event) bool) {
 	}
 }
 
+// awaitPhase waits until that upgrade has come to a phase.
+func (r *rig) awaitPhase(u api.Upgrade, phase string) {
+	r.t.Helper()
+	r.await(func(e api.Event) bool {
+		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == phase
+	})
+}
+
 func (r *rig) awaitText(part string) {
 	r.t.Helper()
 	r.await(func(e api.Event) bool { return strings.Contains(e.Text, part) })
@@ -297,6 +305,14 @@ func (r *rig) serves(version string) bool {
 		}
 	}
 	return false
+}
+
+// hostEnv lets every process that is started from now on have these variables, whatever its release says.
+func (r *rig) hostEnv(lines string) {
+	r.t.Helper()
+	if err := os.WriteFile(filepath.Join(r.cfg.Root, "env"), []byte(lines), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 func freeAddr(t testing.TB) string {
