@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -425,25 +427,39 @@ func TestHandoff_LongRequest_MovesWhenItEnds(t *testing.T) {
 	}
 	get("/version")
 	slow := make(chan string, 1)
-	go func() { body, _ := get("/slow?for=4s"); slow <- body }()
-	r.awaitBusy()
+	busy := filepath.Join(r.dir, "busy")
+	go func() { body, _ := get("/slow?while=" + busy); slow <- body }()
+	for ctx := r.ctx(); ; <-time.After(time.Millisecond) {
+		if _, err := os.Stat(busy); err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal("the slow request does not begin")
+		}
+	}
 	u := r.push("2")
+	if err := os.Remove(busy); err != nil {
+		t.Fatal(err)
+	}
 	if u.Handoff == nil || u.Handoff.Kept["busy"] != 1 {
 		t.Errorf("%+v", u.Handoff)
 	}
 	if body := <-slow; body != "slow but there" {
 		t.Errorf("the slow request: %q", body)
 	}
-	if body, reused := get("/version"); body != "2" || !reused {
-		t.Errorf("answered by %s, the same connection: %v", body, reused)
+	for ctx := r.ctx(); ; <-time.After(time.Millisecond) { // SIGTERM may not have arrived yet
+		body, reused := get("/version")
+		if !reused || ctx.Err() != nil {
+			t.Errorf("answered by %s, the same connection: %v", body, reused)
+		}
+		if !reused || ctx.Err() != nil || body == "2" {
+			break
+		}
 	}
 	r.await(func(e api.Event) bool {
 		return e.Generation == first.Generation && strings.Contains(e.Text, "exited with status 0")
 	})
 }
-
-// awaitBusy gives a request that was just begun the time to arrive: nothing tells.
-func (r *rig) awaitBusy() { <-time.After(100 * time.Millisecond) }
 
 // A new release that hangs in the soak cannot give anything back. The old one must not suffer for that.
 func TestHandoff_NewReleaseHangsInTheSoak_OldServes(t *testing.T) {
