@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -150,6 +151,10 @@ func env(kv ...string) change {
 			s.Run.Env[kv[i]] = kv[i+1]
 		}
 	}
+}
+
+func soaks(d time.Duration) change {
+	return func(s *release.Spec) { s.Soak.Duration = release.Duration(d) }
 }
 
 // install brings a release of wsecho onto the "host", as a push does but for the line.
@@ -305,6 +310,21 @@ func (r *rig) serves(version string) bool {
 		}
 	}
 	return false
+}
+
+// killSoaking kills the app of an upgrade that is in the soak.
+func (r *rig) killSoaking(u api.Upgrade) {
+	r.t.Helper()
+	r.awaitPhase(u, api.PhaseSoak)
+	for _, g := range r.status().Generations {
+		if g.State == api.GenSoaking {
+			if err := syscall.Kill(g.PID, syscall.SIGKILL); err != nil {
+				r.t.Fatal(err)
+			}
+			return
+		}
+	}
+	r.t.Fatal("nothing is in the soak")
 }
 
 // hostEnv lets every process that is started from now on have these variables, whatever its release says.
