@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -332,6 +333,38 @@ func (r *rig) hostEnv(lines string) {
 	r.t.Helper()
 	if err := os.WriteFile(filepath.Join(r.cfg.Root, "env"), []byte(lines), 0o600); err != nil {
 		r.t.Fatal(err)
+	}
+}
+
+// awaitDraining waits until that generation, of wsecho, has told that it accepts nothing more, or has gone.
+func (r *rig) awaitDraining(number int) {
+	r.t.Helper()
+	for limit := time.Now().Add(20 * time.Second); ; <-time.After(time.Millisecond) {
+		gens := r.status().Generations
+		i := slices.IndexFunc(gens, func(g api.Generation) bool { return g.Number == number })
+		if i < 0 || strings.HasPrefix(gens[i].Text, "draining") {
+			return
+		}
+		if time.Now().After(limit) {
+			r.t.Fatalf("it goes on accepting: %+v", gens[i])
+		}
+	}
+}
+
+// awaitOnly waits until no generations but these are left.
+func (r *rig) awaitOnly(numbers ...int) {
+	r.t.Helper()
+	for limit := time.Now().Add(20 * time.Second); ; <-time.After(time.Millisecond) {
+		var left []int
+		for _, g := range r.status().Generations {
+			left = append(left, g.Number)
+		}
+		if slices.Sort(left); slices.Equal(left, numbers) {
+			return
+		}
+		if time.Now().After(limit) {
+			r.t.Fatalf("generations %v are left, want %v", left, numbers)
+		}
 	}
 }
 

@@ -276,7 +276,7 @@ func TestDrain_Policy_OldestGoesFirst(t *testing.T) {
 	few := func(s *release.Spec) { s.Drain.MaxGenerations, s.Drain.Spread = 2, 0 }
 	var loads []*load.Load
 	for _, v := range []string{"1", "2", "3", "4"} {
-		r.push(v, few)
+		r.awaitDraining(r.push(v, few).Generation - 1)
 		loads = append(loads, startLoad(t, r.addr, 2, 0))
 	}
 	r.awaitText("generation 1 (1) was retired")
