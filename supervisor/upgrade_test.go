@@ -142,7 +142,8 @@ func TestPush_Fails_OldKeepsServing(t *testing.T) {
 func TestPush_TwoAtOnce_SecondIsToldWho(t *testing.T) {
 	r := newRig(t)
 	r.push("1")
-	r.install("2", env("WSECHO_SLOW_START", "1s"))
+	ready := filepath.Join(r.dir, "ready")
+	r.install("2", checked(release.Probe{Check: release.CheckCommand, Command: []string{"test", "-e", ready}}, time.Minute))
 	u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "alice@laptop"})
 	if err != nil {
 		t.Fatal(err)
@@ -151,6 +152,7 @@ func TestPush_TwoAtOnce_SecondIsToldWho(t *testing.T) {
 	if !errors.Is(err, api.ErrBusy) || !strings.Contains(err.Error(), "alice@laptop") {
 		t.Errorf("second asker: %v", err)
 	}
+	writeFile(t, ready, "")
 	if got := r.outcome(u.ID); got.Outcome != api.Done {
 		t.Errorf("first: %+v", got)
 	}
