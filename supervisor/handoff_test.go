@@ -157,7 +157,7 @@ func TestHandoff_NewReleaseBreaks_OldGoesOn(t *testing.T) {
 					all = 300 // more than one offer holds
 				}
 				l := startMoving(t, r, all, 20)
-				r.install("2", env("UPGRADE_FAILPOINT", tc.failpoint, "WSLIVE_MODE", mode))
+				r.install("2", env("UPGRADE_FAILPOINT", tc.failpoint, "WSLIVE_MODE", mode), stopsWithin(2*time.Second))
 				u := r.upgrade(api.KindPush, "2")
 				if u.Outcome != api.RolledBack {
 					t.Fatalf("%s: %+v", u.Outcome, u.Error)
@@ -287,7 +287,7 @@ func TestHandoff_Cancelled_TakesEffectAtOnce(t *testing.T) {
 			r.start()
 			r.push("1", env("WSLIVE_MODE", mode))
 			l := startMoving(t, r, 50, 0)
-			r.install("2", env("UPGRADE_FAILPOINT", "take.greet=stop", "WSLIVE_MODE", mode))
+			r.install("2", env("UPGRADE_FAILPOINT", "take.greet=stop", "WSLIVE_MODE", mode), stopsWithin(2*time.Second))
 			u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "tester"})
 			if err != nil {
 				t.Fatal(err)
@@ -466,7 +466,7 @@ func TestHandoff_NewReleaseHangsInTheSoak_OldServes(t *testing.T) {
 	r := newLiveRig(t)
 	first := r.push("1")
 	l := startMoving(t, r, 10, 0)
-	r.install("2", func(s *release.Spec) {
+	r.install("2", stopsWithin(2*time.Second), func(s *release.Spec) {
 		s.Soak.Duration = release.Duration(time.Minute)
 		s.Health = &release.Health{Probe: release.Probe{Check: release.CheckHTTP, Path: "/healthz"}}
 		s.SetDefaults()

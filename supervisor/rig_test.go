@@ -158,6 +158,11 @@ func soaks(d time.Duration) change {
 	return func(s *release.Spec) { s.Soak.Duration = release.Duration(d) }
 }
 
+// stopsWithin is for an app that is to be killed.
+func stopsWithin(d time.Duration) change {
+	return func(s *release.Spec) { s.Run.StopAfter = release.Duration(d) }
+}
+
 // install brings a release of wsecho onto the "host", as a push does but for the line.
 func (r *rig) install(version string, changes ...change) {
 	r.t.Helper()
@@ -182,7 +187,7 @@ func (r *rig) specOf(changes ...change) release.Spec {
 		Listeners: []release.Listener{{Name: "http", Network: "tcp", Address: r.addr}}}
 	spec.SetDefaults()
 	spec.Soak.Duration = release.Duration(200 * time.Millisecond)
-	spec.Run.StopAfter = release.Duration(2 * time.Second)
+	spec.Run.StopAfter = release.Duration(20 * time.Second) // nobody is to be killed who ends slowly
 	for _, c := range changes {
 		c(&spec)
 	}
