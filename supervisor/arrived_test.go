@@ -60,10 +60,10 @@ func TestFailedPush_LeavesNoRelease_AndItsVersionIsFree(t *testing.T) {
 	}
 	defer stranger.Close()
 	for _, tc := range []struct {
-		name    string
-		change  change
-		cancel  string // at which phase
-		outcome api.Outcome
+		name      string
+		change    change
+		meanwhile func(*rig, api.Upgrade)
+		outcome   api.Outcome
 	}{
 		{name: "exits at once", change: env("WSECHO_EXIT_AT_START", "true"), outcome: api.NothingChanged},
 		{name: "a stranger has the port", change: func(s *release.Spec) {
@@ -72,10 +72,13 @@ func TestFailedPush_LeavesNoRelease_AndItsVersionIsFree(t *testing.T) {
 		{name: "never ready", change: func(s *release.Spec) {
 			s.Run.Env["WSECHO_NEVER_READY"], s.Ready.Timeout = "true", release.Duration(100*time.Millisecond)
 		}, outcome: api.NothingChanged},
-		{name: "dies in the soak", change: func(s *release.Spec) {
-			s.Run.Env["WSECHO_EXIT_AFTER"], s.Soak.Duration = "50ms", release.Duration(time.Minute)
+		{name: "dies in the soak", change: soaks(time.Minute), meanwhile: func(r *rig, u api.Upgrade) { r.killSoaking(u) }, outcome: api.RolledBack},
+		{name: "cancelled in the soak", change: soaks(time.Minute), meanwhile: func(r *rig, u api.Upgrade) {
+			r.awaitPhase(u, api.PhaseSoak)
+			if _, err := r.client.Cancel(r.ctx(), u.ID); err != nil {
+				r.t.Fatal(err)
+			}
 		}, outcome: api.RolledBack},
-		{name: "cancelled in the soak", change: func(s *release.Spec) { s.Soak.Duration = release.Duration(time.Minute) }, cancel: api.PhaseSoak, outcome: api.RolledBack},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t)
@@ -85,13 +88,8 @@ func TestFailedPush_LeavesNoRelease_AndItsVersionIsFree(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if tc.cancel != "" {
-				r.await(func(e api.Event) bool {
-					return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == tc.cancel
-				})
-				if _, err := r.client.Cancel(r.ctx(), u.ID); err != nil {
-					t.Fatal(err)
-				}
+			if tc.meanwhile != nil {
+				tc.meanwhile(r, u)
 			}
 			if u = r.outcome(u.ID); u.Outcome != tc.outcome {
 				t.Fatalf("%s: %+v", u.Outcome, u.Error)
@@ -154,18 +152,10 @@ func (r *rig) socketAt(version string) *websocket.Conn {
 // What was there before a push stays, whatever comes of that.
 func TestFailedUpgrade_OfAReleaseThatServedBefore_ItStays(t *testing.T) {
 	r := newRig(t)
-	dies := filepath.Join(r.dir, "die")
-	flaky := func(s *release.Spec) {
-		s.Ready = release.Ready{Probe: release.Probe{Check: release.CheckCommand, Command: []string{"/bin/sh", "-c", "! test -e " + dies}}}
-		s.SetDefaults()
-		s.Ready.Timeout = release.Duration(300 * time.Millisecond)
-	}
 	r.push("1")
-	r.push("2", flaky)
+	r.push("2")
 	r.push("3")
-	if err := os.WriteFile(dies, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	r.hostEnv("WSECHO_EXIT_AT_START=true\n")
 	for _, kind := range []string{api.KindRollback, api.KindPush} {
 		if u := r.upgrade(kind, "2"); u.Outcome != api.NothingChanged {
 			t.Fatalf("%s: %s: %+v", kind, u.Outcome, u.Error)

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -122,7 +123,7 @@ func (r *crashRig) generations(serving int) (old, others []int) {
 func (r *crashRig) connections(pids []int) int {
 	r.t.Helper()
 	for _, pid := range pids {
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil && !errors.Is(err, syscall.ESRCH) {
 			r.t.Fatal(err)
 		}
 		for s := stat(pid); s != "T" && s != "Z" && s != ""; s = stat(pid) {
@@ -153,7 +154,7 @@ func (r *crashRig) connections(pids []int) int {
 func (r *crashRig) killAll(pids []int) {
 	r.t.Helper()
 	for _, pid := range pids {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 			r.t.Fatal(err)
 		}
 	}

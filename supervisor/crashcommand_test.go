@@ -118,6 +118,7 @@ func (r *crashRig) draft(version string, changes ...change) *order {
 	r.t.Helper()
 	o := &order{RunDir: r.cfg.RunDir, Dir: filepath.Join(r.dir, "src-"+version), Version: version, Spec: r.specOf(append([]change{func(s *release.Spec) {
 		s.Run.Command, s.Soak.Duration, s.Releases.Keep = []string{r.app}, release.Duration(30*time.Millisecond), 1
+		s.Run.StopAfter = release.Duration(2 * time.Second)                          // what a crash has left hanging is soon killed
 		s.Restart.Backoff, s.Restart.Crashes = release.Duration(time.Millisecond), 0 // one release may be killed often
 	}}, changes...)...)}
 	content := make([]byte, 700<<10)

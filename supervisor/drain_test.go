@@ -125,6 +125,7 @@ func TestDrain_OverItsAge_IsClosedAndEnded(t *testing.T) {
 	r.push("2")
 	r.awaitEvent(u.Generation, "is over its drain deadline")
 	r.awaitEvent(u.Generation, "exited with status 0")
+	awaitClosed(t, r, l, 5)
 	if report := l.Stop(r.ctx()); report.Closed != 5 {
 		t.Errorf("%d of 5 connections were closed", report.Closed)
 	}
@@ -143,6 +144,7 @@ func TestRetire_AtOnce_AlsoWhenItBeganSlowly(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.awaitEvent(u.Generation, "exited with status 0")
+	awaitClosed(t, r, l, 20)
 	if report := l.Stop(r.ctx()); report.Closed != 20 {
 		t.Errorf("%d of 20 connections were closed", report.Closed)
 	}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -93,7 +95,7 @@ func TestHandoff_UnderLoad_NobodyNotices(t *testing.T) {
 func (r *rig) tellsOfMoves(u api.Upgrade) {
 	r.t.Helper()
 	text := r.metrics()
-	for _, want := range []string{"hotdeploy_connections_moved_total", "hotdeploy_connections_refused_total 0", "hotdeploy_handoff_longest_pause_seconds 0.",
+	for _, want := range []string{"hotdeploy_connections_moved_total", "hotdeploy_connections_refused_total 0", "hotdeploy_handoff_longest_pause_seconds ",
 		fmt.Sprintf(`hotdeploy_generation_handoff_connections{generation="%d",release="%s",state="serving",what="taken"} %d`, u.Generation, u.To.Version, u.Handoff.Moved)} {
 		if !strings.Contains(text, want) {
 			r.t.Errorf("no metric %s", want)
@@ -155,7 +157,7 @@ func TestHandoff_NewReleaseBreaks_OldGoesOn(t *testing.T) {
 					all = 300 // more than one offer holds
 				}
 				l := startMoving(t, r, all, 20)
-				r.install("2", env("UPGRADE_FAILPOINT", tc.failpoint, "WSLIVE_MODE", mode, "WSLIVE_PATIENCE", "20s"))
+				r.install("2", env("UPGRADE_FAILPOINT", tc.failpoint, "WSLIVE_MODE", mode, "WSLIVE_PATIENCE", "20s"), stopsWithin(2*time.Second))
 				u := r.upgrade(api.KindPush, "2")
 				if u.Outcome != api.RolledBack {
 					t.Fatalf("%s: %+v", u.Outcome, u.Error)
@@ -285,7 +287,7 @@ func TestHandoff_Cancelled_TakesEffectAtOnce(t *testing.T) {
 			r.start()
 			r.push("1", env("WSLIVE_MODE", mode))
 			l := startMoving(t, r, 50, 0)
-			r.install("2", env("UPGRADE_FAILPOINT", "take.greet=stop", "WSLIVE_MODE", mode))
+			r.install("2", env("UPGRADE_FAILPOINT", "take.greet=stop", "WSLIVE_MODE", mode), stopsWithin(2*time.Second))
 			u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "tester"})
 			if err != nil {
 				t.Fatal(err)
@@ -425,35 +427,46 @@ func TestHandoff_LongRequest_MovesWhenItEnds(t *testing.T) {
 	}
 	get("/version")
 	slow := make(chan string, 1)
-	go func() { body, _ := get("/slow?for=4s"); slow <- body }()
-	r.awaitBusy()
+	busy := filepath.Join(r.dir, "busy")
+	go func() { body, _ := get("/slow?while=" + busy); slow <- body }()
+	for ctx := r.ctx(); ; <-time.After(time.Millisecond) {
+		if _, err := os.Stat(busy); err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal("the slow request does not begin")
+		}
+	}
 	u := r.push("2")
+	if err := os.Remove(busy); err != nil {
+		t.Fatal(err)
+	}
 	if u.Handoff == nil || u.Handoff.Kept["busy"] != 1 {
 		t.Errorf("%+v", u.Handoff)
 	}
 	if body := <-slow; body != "slow but there" {
 		t.Errorf("the slow request: %q", body)
 	}
-	if body, reused := get("/version"); body != "2" || !reused {
-		t.Errorf("answered by %s, the same connection: %v", body, reused)
+	for ctx := r.ctx(); ; <-time.After(time.Millisecond) { // SIGTERM may not have arrived yet
+		body, reused := get("/version")
+		if !reused || ctx.Err() != nil {
+			t.Errorf("answered by %s, the same connection: %v", body, reused)
+		}
+		if !reused || ctx.Err() != nil || body == "2" {
+			break
+		}
 	}
 	r.await(func(e api.Event) bool {
 		return e.Generation == first.Generation && strings.Contains(e.Text, "exited with status 0")
 	})
 }
 
-// awaitBusy gives a request that was just begun the time to arrive: nothing tells.
-func (r *rig) awaitBusy() { <-time.After(100 * time.Millisecond) }
-
 // A new release that hangs in the soak cannot give anything back. The old one must not suffer for that.
 func TestHandoff_NewReleaseHangsInTheSoak_OldServes(t *testing.T) {
-	r := emptyRig(t)
-	r.app = apps.BuildFailing(t, "wslive")
-	r.adapt = func(s *Supervisor) { s.handoffWithin = time.Second }
-	r.start()
+	r := newLiveRig(t)
 	first := r.push("1")
 	l := startMoving(t, r, 10, 0)
-	r.install("2", func(s *release.Spec) {
+	r.install("2", stopsWithin(2*time.Second), func(s *release.Spec) {
 		s.Soak.Duration = release.Duration(time.Minute)
 		s.Health = &release.Health{Probe: release.Probe{Check: release.CheckHTTP, Path: "/healthz"}}
 		s.SetDefaults()
@@ -466,6 +479,7 @@ func TestHandoff_NewReleaseHangsInTheSoak_OldServes(t *testing.T) {
 	r.await(func(e api.Event) bool {
 		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak
 	})
+	r.s.do(func() { r.s.handoffWithin = time.Second }) // that of going back alone
 	for _, g := range r.status().Generations {
 		if g.Number == u.Generation || g.Number != first.Generation {
 			syscall.Kill(g.PID, syscall.SIGSTOP)

@@ -153,7 +153,7 @@ func TestListeners_UnixAndUDP_AcrossUpgrades(t *testing.T) {
 	}
 	defer datagram.Close()
 	for _, v := range []string{"2", "3"} {
-		r.push(v, all)
+		r.awaitDraining(r.push(v, all).Generation - 1)
 		old()
 		dialLines(t, path)()
 		datagram.SetDeadline(time.Now().Add(10 * time.Second))

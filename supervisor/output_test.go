@@ -150,9 +150,10 @@ func TestOutput_NobodyReadsIt_UpgradesGoOn(t *testing.T) {
 	defer out.Close()
 	r.prepare = func(o *Options) { o.Output = out }
 	r.start()
-	r.push("1", env("WSECHO_FLOOD_STDERR_MIB", "1"))
-	r.push("2", env("WSECHO_FLOOD_STDERR_MIB", "1"))
-	r.push("3")
+	soon := stopsWithin(2 * time.Second)
+	r.push("1", env("WSECHO_FLOOD_STDERR_MIB", "1"), soon)
+	r.push("2", env("WSECHO_FLOOD_STDERR_MIB", "1"), soon)
+	r.push("3", soon)
 	r.await(func(e api.Event) bool {
 		return e.Generation == 1 && (strings.Contains(e.Text, "exited") || strings.Contains(e.Text, "was killed"))
 	})

@@ -7,10 +7,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hotdeploy/hotdeploy/internal/api"
+	"github.com/hotdeploy/hotdeploy/internal/procs"
 	"github.com/hotdeploy/hotdeploy/internal/release"
+	"github.com/hotdeploy/hotdeploy/supervisor/store"
+	"github.com/hotdeploy/hotdeploy/systemd"
 )
 
 // checked lets a release be found ready in another way than by READY=1, which wsecho says all the same.
@@ -18,15 +22,6 @@ func checked(p release.Probe, timeout time.Duration) change {
 	return func(s *release.Spec) {
 		s.Ready = release.Ready{Probe: p, Timeout: release.Duration(timeout)}
 		s.Resolve()
-	}
-}
-
-func within(t *testing.T, u api.Upgrade, phase string, least, most time.Duration) {
-	t.Helper()
-	for _, p := range u.Phases {
-		if p.Phase == phase && (p.Took < least || p.Took > most) {
-			t.Errorf("phase %s took %s, not between %s and %s", phase, p.Took, least, most)
-		}
 	}
 }
 
@@ -85,7 +80,7 @@ func TestReady_ByProbe_WhileTheOldOneAccepts(t *testing.T) {
 }
 
 func TestReady_ByProbe_NeverShown_NothingChanged(t *testing.T) {
-	const soon, sooner = 2 * time.Second, 400 * time.Millisecond // it must have had the time to say no
+	const soon, sooner = 10 * time.Second, 400 * time.Millisecond // it must have had the time to say no
 	r := newRig(t)
 	r.push("1")
 	for _, tc := range []struct {
@@ -122,14 +117,23 @@ func TestReady_ByProbe_NeverShown_NothingChanged(t *testing.T) {
 
 func TestReady_TheAppAsksForMoreTime(t *testing.T) {
 	r := newRig(t)
-	short := func(s *release.Spec) { s.Ready.Timeout = release.Duration(2 * time.Second) }
-	r.push("1", self("slow but alive"), short)
-	r.install("2", self("slow and then silent"), short)
-	u := r.upgrade(api.KindPush, "2")
-	if u.Outcome != api.NothingChanged || !errors.Is(u.Error, api.ErrNotReady) {
-		t.Errorf("%s: %+v", u.Outcome, u.Error)
-	}
-	within(t, u, api.PhaseReady, 2500*time.Millisecond, time.Minute) // longer than its release allows by itself
+	r.push("1", self("slow but alive"), func(s *release.Spec) { s.Ready.Timeout = release.Duration(lessThanSlow) })
+}
+
+func TestReady_MoreTimeIsNotForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const second = time.Second // of this bubble's clock
+		rel := &store.Release{Manifest: &release.Manifest{}}
+		rel.Manifest.Spec.SetDefaults()
+		rel.Manifest.Spec.Ready.Timeout = release.Duration(2 * second)
+		g := &generation{rel: rel, group: &procs.Group{}, started: time.Now(), ready: make(chan struct{}), extend: make(chan time.Duration, 1)}
+		time.AfterFunc(second, func() { g.notified(systemd.Message{Extend: 4 * second}) })
+		time.AfterFunc(3*second, func() { g.notified(systemd.Message{Extend: second}) }) // less than it has
+		err := (&Supervisor{}).awaitReady(t.Context(), g)
+		if took := time.Since(g.started); took != 5*second || !errors.Is(err, api.ErrNotReady) {
+			t.Errorf("%v after %s, not %s", err, took, 5*second)
+		}
+	})
 }
 
 func TestReady_SaidByAChild_Counts_ByAStranger_DoesNot(t *testing.T) {

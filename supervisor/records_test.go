@@ -111,7 +111,7 @@ func TestPrune_KeepsWhatIsNeeded_AndNobodyGetsInItsWay(t *testing.T) {
 	r.push("1", keep)
 	l := startLoad(t, r.addr, 2, 0) // keeps generation 1 alive, so 1 is in use
 	for _, v := range []string{"2", "3", "4", "5"} {
-		r.push(v, keep)
+		r.awaitOnly(1, r.push(v, keep).Generation) // one in use is not removed
 	}
 	have := func() string {
 		list, err := r.client.Releases(r.ctx())
@@ -138,8 +138,9 @@ func TestPrune_KeepsWhatIsNeeded_AndNobodyGetsInItsWay(t *testing.T) {
 	// While releases are being removed an upgrade waits, but not the start of what is committed.
 	done := make(chan struct{})
 	r.s.do(func() { r.s.pruning = done })
+	number := r.status().Generations[0].Number
 	r.killServing()
-	number := r.awaitServing(r.status().Generations[0].Number)
+	number = r.awaitServing(number)
 	began := make(chan error, 1)
 	go func() {
 		_, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindRollback, Version: "3", By: "tester"})

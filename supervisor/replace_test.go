@@ -233,15 +233,17 @@ func TestReplace_SystemdCannotBeTold_TheOldOneGoesOn(t *testing.T) {
 	if err := errors.Join(unix.Prlimit(old, unix.RLIMIT_NOFILE, &none, nil), syscall.Kill(old, syscall.SIGCONT)); err != nil {
 		t.Fatal(err)
 	}
-	for what := ""; what == ""; <-time.After(5 * time.Millisecond) {
-		if what = r.lines("was not replaced"); c.hasEnded() && what == "" {
-			t.Fatal("it was replaced")
+	if <-c.ended; c.err == nil {
+		t.Fatal("it was replaced")
+	}
+	for ctx := r.ctx(); r.lines("was not replaced") == ""; <-time.After(5 * time.Millisecond) {
+		if ctx.Err() != nil {
+			t.Fatalf("it does not say so; whoever asked heard %v", c.err)
 		}
 	}
 	if err := unix.Prlimit(old, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
 		t.Fatal(err)
 	}
-	<-c.ended
 	for daemons, _ := r.processes(); len(daemons) != 1; daemons, _ = r.processes() {
 		<-time.After(5 * time.Millisecond)
 	}

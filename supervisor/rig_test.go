@@ -10,8 +10,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -152,6 +154,15 @@ func env(kv ...string) change {
 	}
 }
 
+func soaks(d time.Duration) change {
+	return func(s *release.Spec) { s.Soak.Duration = release.Duration(d) }
+}
+
+// stopsWithin is for an app that is to be killed.
+func stopsWithin(d time.Duration) change {
+	return func(s *release.Spec) { s.Run.StopAfter = release.Duration(d) }
+}
+
 // install brings a release of wsecho onto the "host", as a push does but for the line.
 func (r *rig) install(version string, changes ...change) {
 	r.t.Helper()
@@ -176,7 +187,7 @@ func (r *rig) specOf(changes ...change) release.Spec {
 		Listeners: []release.Listener{{Name: "http", Network: "tcp", Address: r.addr}}}
 	spec.SetDefaults()
 	spec.Soak.Duration = release.Duration(200 * time.Millisecond)
-	spec.Run.StopAfter = release.Duration(2 * time.Second)
+	spec.Run.StopAfter = release.Duration(20 * time.Second) // nobody is to be killed who ends slowly
 	for _, c := range changes {
 		c(&spec)
 	}
@@ -258,6 +269,14 @@ func (r *rig) await(wanted func(api.Event) bool) {
 	}
 }
 
+// awaitPhase waits until that upgrade has come to a phase.
+func (r *rig) awaitPhase(u api.Upgrade, phase string) {
+	r.t.Helper()
+	r.await(func(e api.Event) bool {
+		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == phase
+	})
+}
+
 func (r *rig) awaitText(part string) {
 	r.t.Helper()
 	r.await(func(e api.Event) bool { return strings.Contains(e.Text, part) })
@@ -297,6 +316,61 @@ func (r *rig) serves(version string) bool {
 		}
 	}
 	return false
+}
+
+// killSoaking kills the app of an upgrade that is in the soak.
+func (r *rig) killSoaking(u api.Upgrade) {
+	r.t.Helper()
+	r.awaitPhase(u, api.PhaseSoak)
+	for _, g := range r.status().Generations {
+		if g.State == api.GenSoaking {
+			if err := syscall.Kill(g.PID, syscall.SIGKILL); err != nil {
+				r.t.Fatal(err)
+			}
+			return
+		}
+	}
+	r.t.Fatal("nothing is in the soak")
+}
+
+// hostEnv lets every process that is started from now on have these variables, whatever its release says.
+func (r *rig) hostEnv(lines string) {
+	r.t.Helper()
+	if err := os.WriteFile(filepath.Join(r.cfg.Root, "env"), []byte(lines), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// awaitDraining waits until that generation, of wsecho, has told that it accepts nothing more, or has gone.
+func (r *rig) awaitDraining(number int) {
+	r.t.Helper()
+	for limit := time.Now().Add(20 * time.Second); ; <-time.After(time.Millisecond) {
+		gens := r.status().Generations
+		i := slices.IndexFunc(gens, func(g api.Generation) bool { return g.Number == number })
+		if i < 0 || strings.HasPrefix(gens[i].Text, "draining") {
+			return
+		}
+		if time.Now().After(limit) {
+			r.t.Fatalf("it goes on accepting: %+v", gens[i])
+		}
+	}
+}
+
+// awaitOnly waits until no generations but these are left.
+func (r *rig) awaitOnly(numbers ...int) {
+	r.t.Helper()
+	for limit := time.Now().Add(20 * time.Second); ; <-time.After(time.Millisecond) {
+		var left []int
+		for _, g := range r.status().Generations {
+			left = append(left, g.Number)
+		}
+		if slices.Sort(left); slices.Equal(left, numbers) {
+			return
+		}
+		if time.Now().After(limit) {
+			r.t.Fatalf("generations %v are left, want %v", left, numbers)
+		}
+	}
 }
 
 func freeAddr(t testing.TB) string {

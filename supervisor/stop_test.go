@@ -99,7 +99,7 @@ func TestStop_IsNoCrash(t *testing.T) {
 
 func TestStop_WhileItLasts_NothingElseBegins(t *testing.T) {
 	r := newRig(t)
-	r.push("1", stubborn(1500*time.Millisecond))
+	r.push("1", stubborn(time.Minute))
 	r.install("2")
 	stopped := make(chan error, 1)
 	go func() {
@@ -116,7 +116,7 @@ func TestStop_WhileItLasts_NothingElseBegins(t *testing.T) {
 	if st := r.status(); !strings.Contains(st.Text, "stopping") {
 		t.Errorf("meanwhile: %s", st.Text)
 	}
-	if _, err := r.client.Stop(r.ctx(), api.StopRequest{By: "carol"}); err != nil { // it joins the first
+	if _, err := r.client.Stop(r.ctx(), api.StopRequest{By: "carol", Now: true}); err != nil { // it joins the first, and ends it
 		t.Errorf("a second stop: %v", err)
 	}
 	if err := <-stopped; err != nil {

@@ -94,7 +94,7 @@ func TestPush_Fails_OldKeepsServing(t *testing.T) {
 			env("WSECHO_NEVER_READY", "1")(s)
 			s.Ready.Timeout = release.Duration(300 * time.Millisecond)
 		}, api.NothingChanged, api.ErrNotReady, api.PhaseReady, "was not ready within"},
-		{"dies in the soak", env("WSECHO_EXIT_AFTER", "50ms", "WSECHO_EXIT_STATUS", "4"), api.RolledBack, api.ErrExited, api.PhaseSoak, "exited with status 4 in the soak"},
+		{"dies in the soak", soaks(time.Minute), api.RolledBack, api.ErrExited, api.PhaseSoak, "was killed by signal 9 (killed) in the soak"},
 		{"unhealthy in the soak", func(s *release.Spec) {
 			env("WSECHO_UNHEALTHY", "1")(s)
 			s.Health = &release.Health{Probe: release.Probe{Check: release.CheckHTTP, Path: "/healthz"}}
@@ -110,7 +110,14 @@ func TestPush_Fails_OldKeepsServing(t *testing.T) {
 			r.push("1")
 			l := startLoad(t, r.addr, 5, 50)
 			r.install("2", tc.change)
-			u := r.upgrade(api.KindPush, "2")
+			u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "tester"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.name == "dies in the soak" {
+				r.killSoaking(u)
+			}
+			u = r.outcome(u.ID)
 			if u.Outcome != tc.outcome || !errors.Is(u.Error, tc.code) || u.Phase != tc.phase || !strings.Contains(u.Error.Message, tc.says) {
 				t.Errorf("outcome %q in phase %q: %+v", u.Outcome, u.Phase, u.Error)
 			}
@@ -135,7 +142,8 @@ func TestPush_Fails_OldKeepsServing(t *testing.T) {
 func TestPush_TwoAtOnce_SecondIsToldWho(t *testing.T) {
 	r := newRig(t)
 	r.push("1")
-	r.install("2", env("WSECHO_SLOW_START", "1s"))
+	ready := filepath.Join(r.dir, "ready")
+	r.install("2", checked(release.Probe{Check: release.CheckCommand, Command: []string{"test", "-e", ready}}, time.Minute))
 	u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "alice@laptop"})
 	if err != nil {
 		t.Fatal(err)
@@ -144,6 +152,7 @@ func TestPush_TwoAtOnce_SecondIsToldWho(t *testing.T) {
 	if !errors.Is(err, api.ErrBusy) || !strings.Contains(err.Error(), "alice@laptop") {
 		t.Errorf("second asker: %v", err)
 	}
+	writeFile(t, ready, "")
 	if got := r.outcome(u.ID); got.Outcome != api.Done {
 		t.Errorf("first: %+v", got)
 	}
@@ -195,10 +204,12 @@ func TestCrash_RestartsOnTheSameSocket_ClientsWait(t *testing.T) {
 func TestCrashLoopSoonAfterAnUpgrade_GoesBack(t *testing.T) {
 	r := newRig(t)
 	r.push("1")
-	r.push("2", env("WSECHO_EXIT_AFTER", "400ms"), func(s *release.Spec) {
-		s.Soak.Duration = 0
-		s.Restart.Backoff = release.Duration(time.Millisecond)
-	})
+	number := r.push("2", restartsAtOnce).Generation
+	r.killServing()
+	for range release.DefaultCrashes - 1 {
+		number = r.awaitServing(number)
+		r.killServing()
+	}
 	r.await(func(e api.Event) bool {
 		return e.Upgrade != nil && e.Upgrade.Kind == api.KindAutoRollback && e.Upgrade.Outcome == api.Done
 	})
@@ -267,7 +278,7 @@ func TestDrain_Policy_OldestGoesFirst(t *testing.T) {
 	few := func(s *release.Spec) { s.Drain.MaxGenerations, s.Drain.Spread = 2, 0 }
 	var loads []*load.Load
 	for _, v := range []string{"1", "2", "3", "4"} {
-		r.push(v, few)
+		r.awaitDraining(r.push(v, few).Generation - 1)
 		loads = append(loads, startLoad(t, r.addr, 2, 0))
 	}
 	r.awaitText("generation 1 (1) was retired")

@@ -25,8 +25,10 @@ type app struct {
 	live      atomic.Int64 // WebSockets and line connections open now
 
 	// held counts whatever must end before the process does: every connection
-	// from its accept on, and the loops that accept and read datagrams.
+	// from its accept on.
 	held sync.WaitGroup
+	// loops are those that accept and read datagrams.
+	loops sync.WaitGroup
 }
 
 func newApp(cfg config) (*app, error) {
@@ -49,13 +51,13 @@ func newApp(cfg config) (*app, error) {
 // serve starts accepting on everything and returns.
 func (a *app) serve() {
 	for _, ln := range a.sockets.http {
-		a.held.Go(func() { a.serveHTTP(ln) })
+		a.loops.Go(func() { a.serveHTTP(ln) })
 	}
 	for _, ln := range a.sockets.lines {
-		a.held.Go(func() { a.serveLines(ln) })
+		a.loops.Go(func() { a.serveLines(ln) })
 	}
 	for _, pc := range a.sockets.dgram {
-		a.held.Go(func() { echoDatagrams(pc) })
+		a.loops.Go(func() { echoDatagrams(pc) })
 	}
 }
 
@@ -108,6 +110,7 @@ func (a *app) untilStopped(term <-chan os.Signal, stderr io.Writer) int {
 // Idle ones are ended now, as Shutdown does too.
 func (a *app) drain(exit <-chan int, stderr io.Writer) int {
 	a.sockets.close()
+	a.loops.Wait() // what has been accepted is held; what we tell now is the truth
 	a.server.SetKeepAlivesEnabled(false)
 	done := make(chan struct{})
 	go func() {

@@ -97,6 +97,10 @@ func routes() http.Handler {
 		io.WriteString(w, "ok\n")
 	})
 	mux.HandleFunc("GET /slow", func(w http.ResponseWriter, r *http.Request) {
+		if name := r.URL.Query().Get("while"); name != "" {
+			slowWhile(w, r, name)
+			return
+		}
 		d, _ := time.ParseDuration(r.URL.Query().Get("for"))
 		select {
 		case <-time.After(min(d, time.Minute)):
@@ -115,6 +119,25 @@ func routes() http.Handler {
 	mux.HandleFunc("GET /live", live)
 	mux.HandleFunc("GET /{$}", sendPage)
 	return mux
+}
+
+// slowWhile makes a file, so that whoever asks knows that the request has begun, and works on it for as long as the file is there.
+func slowWhile(w http.ResponseWriter, r *http.Request, name string) {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	f.Close()
+	for ; err == nil; _, err = os.Stat(name) {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-r.Context().Done():
+			log.Print("the context of a slow request has ended")
+			return
+		}
+	}
+	io.WriteString(w, "slow but there\n")
 }
 
 func signed(next http.Handler) http.Handler {
