@@ -118,11 +118,20 @@ func TestWaitReady_EndsWithTheLastFailure(t *testing.T) {
 	a.do("accept")
 	saysWhat(t, WaitReady(a.until("asked", 2), release.Ready{Probe: onHTTP}, a.target(s)), "503 Service Unavailable: database is away")
 
-	hang := release.Probe{Check: release.CheckHTTP, Path: "/hang"}
-	s = bind(t, "tcp", "127.0.0.1:0")
-	a = startApp(t, s, "ok")
-	a.do("accept")
-	saysWhat(t, WaitReady(a.until("asked", 1), release.Ready{Probe: hang}, a.target(s)), "GET /hang: no answer in time")
+	for _, tt := range []struct {
+		path string
+		n    int
+		want []string
+	}{
+		{"/hang", 1, []string{"GET /hang: no answer in time"}},
+		{"/fades", 2, []string{"GET /fades: no answer in time", "before that: GET /fades: 503 Service Unavailable: not yet"}},
+	} {
+		s := bind(t, "tcp", "127.0.0.1:0")
+		a := startApp(t, s, "ok")
+		a.do("accept")
+		p := release.Probe{Check: release.CheckHTTP, Path: tt.path}
+		saysWhat(t, WaitReady(a.until("asked", tt.n), release.Ready{Probe: p}, a.target(s)), tt.want...)
+	}
 }
 
 func TestCheck_WhatCannotBeAsked(t *testing.T) {

@@ -98,6 +98,9 @@ func testApp() {
 	}
 }
 
+// failed is whether /fades has been asked.
+var failed atomic.Bool
+
 func answer(w http.ResponseWriter, r *http.Request, mode string) {
 	switch {
 	case mode == "ok" && r.URL.Path == "/moved":
@@ -108,7 +111,9 @@ func answer(w http.ResponseWriter, r *http.Request, mode string) {
 	case mode == "ok" && r.URL.Path == "/host":
 		w.WriteHeader(http.StatusTeapot)
 		fmt.Fprintf(w, "%s %s %s %s", r.Host, r.Method, r.RequestURI, r.UserAgent())
-	case mode == "ok" && r.URL.Path == "/hang":
+	case mode == "ok" && r.URL.Path == "/fades" && !failed.Swap(true):
+		http.Error(w, "not yet", http.StatusServiceUnavailable)
+	case mode == "ok" && (r.URL.Path == "/hang" || r.URL.Path == "/fades"):
 		<-r.Context().Done()
 	case mode == "ok" && r.URL.Path == "/drop":
 		panic(http.ErrAbortHandler)
