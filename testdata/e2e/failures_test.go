@@ -196,7 +196,7 @@ func TestPush_DiskFullOrReadOnly_ThenNotAnyMore(t *testing.T) {
 	}
 }
 
-// A file that is damaged on its way is sent again, once; if it comes damaged again the push fails.
+// A file that is damaged on its way is sent again; if it comes damaged again and again the push fails.
 func TestPush_DamagedOnTheWay(t *testing.T) {
 	s := newProject(t).on(common())
 	s.setup("--daemon", s.damaging())
@@ -232,7 +232,7 @@ func TestPush_DamagedOnTheWay(t *testing.T) {
 		s := s.under(t)
 		s.bulk()
 		s.run("touch /srv/NAME/shared/damage")
-		s.failsToPush("3", failure{status: 3, words: []string{"damaged", "data/big"}})
+		s.failsToPush("3", failure{status: 3, words: []string{"sending it again", "hotdeploy: error: " + s.host + ": upload", "arrived damaged: data/big"}})
 		s.run("rm /srv/NAME/shared/damage")
 		s.push("3").want(0)
 	})
