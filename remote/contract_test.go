@@ -277,8 +277,8 @@ func relayed(t testing.TB, start startServer) (remote.Host, server, *relay) {
 	return r.through(h), s, r
 }
 
-// quick are keepalives for tests.
-var quick = remote.Options{KeepAlive: 100 * time.Millisecond, KeepAliveMax: 5}
+// quick are keepalives for tests in which a line lives for a while, however busy the machine is, and then dies.
+var quick = remote.Options{KeepAlive: 100 * time.Millisecond, KeepAliveMax: 50}
 
 // endless is a reader that blocks until its test ends.
 func endless(t testing.TB) io.Reader {

@@ -14,6 +14,7 @@ import (
 
 func TestLine_DeadOneIsNoticedByWhateverWaits(t *testing.T) {
 	onEveryServer(t, func(t *testing.T, start startServer) {
+		t.Parallel() // it waits for seconds
 		h, _, r := relayed(t, start)
 		s := dial(t, h, quick)
 		started := make(chan struct{}, 1)
@@ -26,7 +27,11 @@ func TestLine_DeadOneIsNoticedByWhateverWaits(t *testing.T) {
 		}
 		read := make(chan error, 1)
 		go func() { _, err := conn.Read(make([]byte, 1)); read <- err }()
-		<-started
+		select {
+		case <-started:
+		case <-s.Done():
+			t.Fatalf("lost: %v", s.Err())
+		}
 		r.die()
 		for what, got := range map[string]chan error{"Run": ran, "Read": read} {
 			if err := <-got; !errors.Is(err, remote.ErrLineLost) || errors.Is(err, remote.ErrNeverRan) {
@@ -47,7 +52,7 @@ func TestLine_DeadOneIsNoticedByWhateverWaits(t *testing.T) {
 func TestLine_QuietOneStaysUp(t *testing.T) {
 	onEveryServer(t, func(t *testing.T, start startServer) {
 		h, _, r := relayed(t, start)
-		s := dial(t, h, remote.Options{KeepAlive: 5 * time.Millisecond, KeepAliveMax: 200})
+		s := dial(t, h, remote.Options{KeepAlive: 5 * time.Millisecond, KeepAliveMax: 10_000})
 		// twenty keepalives have passed both ways when so much has gone up
 		passed := make(chan struct{})
 		r.after(20*50, func() { close(passed) })
@@ -68,10 +73,11 @@ func TestLine_QuietOneStaysUp(t *testing.T) {
 // of upload, but the upload's own answers are signs of life.
 func TestLine_SlowOneIsNotTakenForADeadOne(t *testing.T) {
 	onEveryServer(t, func(t *testing.T, start startServer) {
+		t.Parallel() // it waits for seconds
 		h, _, r := relayed(t, start)
-		tick := time.NewTicker(16 * time.Millisecond) // for each 16 KiB: 1 MB/s
+		tick := time.NewTicker(100 * time.Millisecond) // for each 16 KiB: what SSH sends at once, 2 MiB, takes 13 s
 		defer tick.Stop()
-		s := dial(t, h, remote.Options{KeepAlive: 200 * time.Millisecond, KeepAliveMax: 5})
+		s := dial(t, h, remote.Options{KeepAlive: 100 * time.Millisecond, KeepAliveMax: 100})
 		over := make(chan struct{})
 		defer close(over)
 		r.each(func() {
@@ -80,7 +86,7 @@ func TestLine_SlowOneIsNotTakenForADeadOne(t *testing.T) {
 			case <-over:
 			}
 		})
-		part := partOf(randomBytes(4<<20, 1))
+		part := partOf(randomBytes(5<<19, 1))
 		if err := remote.Upload(deadline(t), s, t.TempDir(), []remote.Part{part}, nil); err != nil {
 			t.Error(err)
 		}

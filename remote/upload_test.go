@@ -266,6 +266,7 @@ func TestUpload_CancelReturnsAndKeepsWhatIsThere(t *testing.T) {
 
 func TestUpload_DeadLineIsNoticed(t *testing.T) {
 	onEveryServer(t, func(t *testing.T, start startServer) {
+		t.Parallel() // it waits for seconds
 		h, _, r := relayed(t, start)
 		s := dial(t, h, quick)
 		r.after(4<<20, r.die)

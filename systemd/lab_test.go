@@ -148,7 +148,7 @@ func beService(status string, work func(context.Context) error) error {
 
 func idle(service string) SetupSpec {
 	return SetupSpec{
-		UnitSpec:   UnitSpec{Service: service, DaemonPath: daemonPath, Watchdog: time.Second},
+		UnitSpec:   UnitSpec{Service: service, DaemonPath: daemonPath, Watchdog: time.Minute},
 		ConfigText: "# role: idle\n",
 		Enable:     true,
 		Start:      true,
@@ -473,7 +473,6 @@ func TestSandbox_TightAndStillRoomy(t *testing.T) {
 			h := host{h.Machine, t, h.lab}
 			spec := idle(c.service)
 			spec.ConfigText, spec.Capabilities = "# role: probe\n", c.capabilities
-			spec.Watchdog = time.Minute
 			h.run("mkdir -m 777 /var/lib/extra-" + c.service)
 			spec.ReadWritePaths = []string{"/var/lib/extra-" + c.service, "/var/lib/absent"}
 			h.mustSetup(spec)

@@ -272,8 +272,11 @@ func TestPush_FailsOnTheHost_SaysWhyInTheAnswerToo(t *testing.T) {
 			t.Errorf("%q is not there once:\n%s", line, got.stderr)
 		}
 	}
-	w.project("exec sleep 0.2", "60s", "web-1") // dies in the soak
-	w.want(4, fields("push --version 3"), "in the soak", "release 1 is serving")
+	w.project("until test -e "+w.path("die")+"; do sleep 0.05; done", "60s", "web-1")
+	got = w.until("ready ", func() { w.write("die", "", 0o644) }, fields("push --version 3")...)
+	if got.status != 4 || !strings.Contains(got.stderr, "in the soak") || !strings.Contains(got.stderr, "release 1 is serving") {
+		t.Errorf("push: %+v", got)
+	}
 	w.want(0, fields("status"), "serving 1", "rolled back")
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -152,6 +153,22 @@ func (d *theDaemon) await(wanted func(api.Event) bool) {
 	}
 }
 
+// killApp kills the generation that serves.
+func (d *theDaemon) killApp() {
+	d.t.Helper()
+	st, err := d.client.Status(d.t.Context())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	serves := slices.IndexFunc(st.Generations, func(g api.Generation) bool { return g.State == api.GenServing })
+	if serves < 0 {
+		d.t.Fatalf("nothing serves: %+v", st.Generations)
+	}
+	if err := syscall.Kill(st.Generations[serves].PID, syscall.SIGKILL); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
 func (d *theDaemon) awaitStarts(n int) {
 	d.t.Helper()
 	d.await(func(e api.Event) bool {
@@ -205,8 +222,11 @@ func TestRun_NobodyReadsItsOutputAnyMore_ItGoesOn(t *testing.T) {
 			if hangUp {
 				r.Close()
 			}
-			d.push("1", "yes 'a line of the app' & sleep 0.3")
-			d.awaitStarts(2)
+			d.push("1", "exec yes 'a line of the app'")
+			for starts := range 2 {
+				d.killApp()
+				d.awaitStarts(starts + 1)
+			}
 			if _, err := d.client.Status(t.Context()); err != nil {
 				t.Error(err)
 			}

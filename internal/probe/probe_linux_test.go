@@ -48,18 +48,20 @@ func TestCheck_AnswerIsThatOfTheGenerationAndNotOfTheOneBesideIt(t *testing.T) {
 }
 
 func TestCheck_GenerationThatDoesNotAcceptYetIsNotReady(t *testing.T) {
-	s := bind(t, "tcp", "127.0.0.1:0")
-	older, newer := startApp(t, s, "older"), startApp(t, s, "ok")
-	saysWhat(t, Check(soon(t), onTCP, newer.target(s)), "it accepted no connection on "+s.Addr)
-	older.do("accept")
+	alone := bind(t, "tcp", "127.0.0.1:0")
+	saysWhat(t, Check(soon(t), onTCP, startApp(t, alone, "ok").target(alone)), "it accepted no connection on "+alone.Addr)
 	for _, p := range []release.Probe{onTCP, onHTTP} {
-		saysWhat(t, Check(soon(t), p, newer.target(s)), "it accepted no connection on "+s.Addr, "other processes accepted")
-	}
-	if got := older.do("report"); got != 0 {
-		t.Errorf("the older one got bytes that were not for it, on %d connections", got)
-	}
-	if err := Check(within(t), onTCP, older.target(s)); err != nil {
-		t.Error(err)
+		s := bind(t, "tcp", "127.0.0.1:0")
+		older, newer := startApp(t, s, "older"), startApp(t, s, "ok")
+		older.do("accept")
+		// a second connection comes when it is known who has accepted the first
+		saysWhat(t, Check(older.until("accepted", 2), p, newer.target(s)), "it accepted no connection on "+s.Addr, "other processes accepted")
+		if got := older.do("report"); got != 0 {
+			t.Errorf("the older one got bytes that were not for it, on %d connections", got)
+		}
+		if err := Check(within(t), onTCP, older.target(s)); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -114,15 +116,22 @@ func TestWaitReady_EndsWithTheLastFailure(t *testing.T) {
 	s := bind(t, "tcp", "127.0.0.1:0")
 	a := startApp(t, s, "database is away")
 	a.do("accept")
-	saysWhat(t, WaitReady(soon(t), release.Ready{Probe: onHTTP}, a.target(s)), "503 Service Unavailable: database is away")
+	saysWhat(t, WaitReady(a.until("asked", 2), release.Ready{Probe: onHTTP}, a.target(s)), "503 Service Unavailable: database is away")
 
-	canceled, cancel := context.WithCancel(t.Context()) // the supervisor's way
-	defer context.AfterFunc(soon(t), cancel)()
-	hang := release.Probe{Check: release.CheckHTTP, Path: "/hang"}
-	s = bind(t, "tcp", "127.0.0.1:0")
-	a = startApp(t, s, "ok")
-	a.do("accept")
-	saysWhat(t, WaitReady(canceled, release.Ready{Probe: hang}, a.target(s)), "GET /hang: no answer in time")
+	for _, tt := range []struct {
+		path string
+		n    int
+		want []string
+	}{
+		{"/hang", 1, []string{"GET /hang: no answer in time"}},
+		{"/fades", 2, []string{"GET /fades: no answer in time", "before that: GET /fades: 503 Service Unavailable: not yet"}},
+	} {
+		s := bind(t, "tcp", "127.0.0.1:0")
+		a := startApp(t, s, "ok")
+		a.do("accept")
+		p := release.Probe{Check: release.CheckHTTP, Path: tt.path}
+		saysWhat(t, WaitReady(a.until("asked", tt.n), release.Ready{Probe: p}, a.target(s)), tt.want...)
+	}
 }
 
 func TestCheck_WhatCannotBeAsked(t *testing.T) {
@@ -207,7 +216,10 @@ func TestCheck_HTTP(t *testing.T) {
 			t.Errorf("%s: %v", tt.path, err)
 		}
 	}
-	saysWhat(t, Check(soon(t), release.Probe{Check: release.CheckHTTP, Path: "/hang"}, a.target(s)), "GET /hang: no answer in time")
+	s = bind(t, "tcp", "127.0.0.1:0")
+	a = startApp(t, s, "ok")
+	a.do("accept")
+	saysWhat(t, Check(a.until("asked", 1), release.Probe{Check: release.CheckHTTP, Path: "/hang"}, a.target(s)), "GET /hang: no answer in time")
 }
 
 func TestCheck_LongAndWildAnswersFitOnOneLine(t *testing.T) {

@@ -61,7 +61,8 @@ func exclusiveApp() {
 }
 
 // testApp accepts on the listener in descriptor 3 as soon as its standard input says "accept", and answers HTTP. To every order it
-// says how many connections have brought a byte. It ends with its test.
+// says how many connections have brought a byte; to "accepted" and "asked" when it has accepted one more, or one more has brought a
+// byte. It ends with its test.
 func testApp() {
 	ln, err := net.FileListener(os.NewFile(3, "web"))
 	if err != nil {
@@ -69,10 +70,15 @@ func testApp() {
 		os.Exit(1)
 	}
 	var spoken atomic.Int64
+	accepted, asked := make(chan struct{}, 10_000), make(chan struct{}, 10_000) // more than any test brings
 	handle := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answer(w, r, os.Getenv("TEST_APP")) })
 	server := &http.Server{Handler: handle, ConnState: func(_ net.Conn, s http.ConnState) {
-		if s == http.StateActive { // the first byte of a request is there
+		switch s {
+		case http.StateNew:
+			accepted <- struct{}{}
+		case http.StateActive: // the first byte of a request is there
 			spoken.Add(1)
+			asked <- struct{}{}
 		}
 	}}
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
@@ -83,10 +89,17 @@ func testApp() {
 			if c, err := ln.Accept(); err == nil {
 				c.Close()
 			}
+		case "accepted":
+			<-accepted
+		case "asked":
+			<-asked
 		}
 		fmt.Println(spoken.Load())
 	}
 }
+
+// failed is whether /fades has been asked.
+var failed atomic.Bool
 
 func answer(w http.ResponseWriter, r *http.Request, mode string) {
 	switch {
@@ -98,7 +111,9 @@ func answer(w http.ResponseWriter, r *http.Request, mode string) {
 	case mode == "ok" && r.URL.Path == "/host":
 		w.WriteHeader(http.StatusTeapot)
 		fmt.Fprintf(w, "%s %s %s %s", r.Host, r.Method, r.RequestURI, r.UserAgent())
-	case mode == "ok" && r.URL.Path == "/hang":
+	case mode == "ok" && r.URL.Path == "/fades" && !failed.Swap(true):
+		http.Error(w, "not yet", http.StatusServiceUnavailable)
+	case mode == "ok" && (r.URL.Path == "/hang" || r.URL.Path == "/fades"):
 		<-r.Context().Done()
 	case mode == "ok" && r.URL.Path == "/drop":
 		panic(http.ErrAbortHandler)
@@ -153,6 +168,21 @@ func (a *app) do(order string) (spoken int) {
 		a.t.Fatalf("%s: %v", order, err)
 	}
 	return spoken
+}
+
+// until returns a context that ends when the app has answered an order n times. Until then the app is nobody else's to ask.
+func (a *app) until(order string, n int) context.Context {
+	ctx, cancel := context.WithCancel(within(a.t))
+	go func() { // ends with the app
+		defer cancel()
+		for range n {
+			fmt.Fprintln(a.in, order)
+			if _, err := a.out.ReadString('\n'); err != nil {
+				return
+			}
+		}
+	}()
+	return ctx
 }
 
 func (a *app) target(s *sockets.Socket) Target {

@@ -189,14 +189,14 @@ func (s *service) servesAgain() {
 func TestHung_UnderSystemd(t *testing.T) {
 	s := newLiveService(t)
 	s.push("1").want(0)
-	s.dropIn("WatchdogSec=2s\nTimeoutAbortSec=2s")
+	s.dropIn("WatchdogSec=10s\nTimeoutAbortSec=2s")
 	s.awaitDaemon(s.killDaemon())
 	l := s.load(load.Options{WebSockets: 50, NewConnsPerSecond: 50, Held: load.MayMove})
 	before, pid := s.status(), s.daemonPID()
 	began := time.Now()
 	s.run("kill -STOP " + pid)
 	s.awaitDaemon(pid)
-	t.Logf("hung, with a watchdog of 2s and 2s to abort: another one answers after %s", time.Since(began).Round(time.Millisecond))
+	t.Logf("hung, with a watchdog of 10s and 2s to abort: another one answers after %s", time.Since(began).Round(time.Millisecond))
 	if st := s.status(); st.Generations[0].PID != before.Generations[0].PID || len(st.Generations) != 1 {
 		t.Errorf("it was %+v, is %+v", before.Generations, st.Generations)
 	}

@@ -35,13 +35,13 @@ var failures = []failure{
 		changes: []change{func(s *settings) { s.Run = `require_env = ["DATABASE_URL"]` }}},
 	{name: "exits at once", status: 3, changes: []change{env(`WSECHO_EXIT_AT_START = "true"`)},
 		words: []string{"before it was ready", "3", "start line 2: opening the database", "fatal: the database said no", "hotdeploy logs"}},
-	{name: "never ready", status: 3, changes: []change{env(`WSECHO_NEVER_READY = "true"`), ready(`timeout = "1s"`)},
-		words: []string{"not ready within 1s", "READY=1", "told to be never ready"}},
+	{name: "never ready", status: 3, changes: []change{env(`WSECHO_NEVER_READY = "true"`), ready(`timeout = "10s"`)},
+		words: []string{"not ready within 10s", "READY=1", "told to be never ready"}},
 	{name: "ready, then dies in the soak", status: 4, loses: true,
-		changes: []change{env(`WSECHO_EXIT_AFTER = "500ms", WSECHO_EXIT_STATUS = "7"`), soak("5s")},
+		changes: []change{env(`WSECHO_EXIT_AFTER = "10s", WSECHO_EXIT_STATUS = "7"`), soak("60s")},
 		words:   []string{"in the soak", "7", "told to exit with 7"}},
 	{name: "ready, then unhealthy in the soak", status: 4, words: []string{"unhealthy", "503"},
-		changes: []change{env(`WSECHO_UNHEALTHY_AFTER = "500ms"`), soak("10s"), more("[health]\ncheck = \"http\"\npath = \"/healthz\"\ninterval = \"100ms\"")}},
+		changes: []change{env(`WSECHO_UNHEALTHY_AFTER = "500ms"`), soak("60s"), more("[health]\ncheck = \"http\"\npath = \"/healthz\"\ninterval = \"100ms\"")}},
 	{name: "a stranger has the port", status: 3, words: []string{":9999", "in use"},
 		given: stranger, changes: []change{more("[[listen]]\nname = \"taken\"\naddress = \":9999\"")}},
 	{name: "no permission for the port", status: 3, words: []string{":80", "CAP_NET_BIND_SERVICE", "hotdeploy setup"},
@@ -196,10 +196,10 @@ func TestPush_DiskFullOrReadOnly_ThenNotAnyMore(t *testing.T) {
 	}
 }
 
-// A file that is damaged on its way is sent again, once; if it comes damaged again the push fails.
+// A file that is damaged on its way is sent again; if it comes damaged again and again the push fails.
 func TestPush_DamagedOnTheWay(t *testing.T) {
-	s := newService(t, common())
-	s.base.Files = `["bin/**", "data/**"]`
+	s := newProject(t).on(common())
+	s.setup("--daemon", s.damaging())
 	s.bulk()
 	s.push("1").want(0)
 	l, config := newLine(t, s.vm)
@@ -231,30 +231,40 @@ func TestPush_DamagedOnTheWay(t *testing.T) {
 	t.Run("every time", func(t *testing.T) {
 		s := s.under(t)
 		s.bulk()
-		ctx, cancel := context.WithCancel(context.Background())
-		defer cancel()
-		cmd, err := s.vm.EnterCommand(ctx, "/bin/sh", "-c", s.named("while :; do "+damage+"; done 2>/dev/null"))
-		must(t, err)
-		must(t, cmd.Start())
-		s.failsToPush("3", failure{status: 3, words: []string{"damaged", "data/big"}})
-		cancel()
-		_ = cmd.Wait()
+		s.run("touch /srv/NAME/shared/damage")
+		s.failsToPush("3", failure{status: 3, words: []string{"sending it again", "hotdeploy: error: " + s.host + ": upload", "arrived damaged: data/big"}})
+		s.run("rm /srv/NAME/shared/damage")
 		s.push("3").want(0)
 	})
+}
+
+// damaging is a daemon that finds each file that has arrived damaged while its service has the file damage in shared.
+func (s *service) damaging() string {
+	s.t.Helper()
+	const open = "	h, fi, err := openRegular(b.upload.parts, bl.sha)\n"
+	damage := s.named(`	if _, err := os.Stat("/srv/NAME/shared/damage"); err == nil {
+		if h, err := b.upload.parts.OpenFile(bl.sha, os.O_WRONLY, 0); err == nil {
+			h.WriteAt([]byte("damaged"), 4096)
+			h.Close()
+		}
+	}
+`)
+	return variant(s.t, "cmd/hotdeployd", edit{"supervisor/store/fill.go", open, damage + open})
 }
 
 func TestPush_TwoAtOnce_TheSecondIsToldWhoIsAtIt(t *testing.T) {
 	s := newService(t, common())
 	s.push("1").want(0)
 	m := s.at("soak")
-	first := s.startPush("2", soak("4s"))
+	first := s.startPush("2", soak("60s"))
 	must(t, m.wait())
 	began := time.Now()
 	second := s.push("3").want(3)
 	second.wantText("is at it", "push of 2", "since", "soak", "state:", "hotdeploy status "+s.host+" --watch").oneScreen()
 	t.Logf("%s\nthe second asker knew after %s", second, time.Since(began).Round(time.Millisecond))
-	first.want(0)
-	if got := s.consistent(); got != "2" {
+	first.interrupt()
+	first.want(4)
+	if got := s.consistent(); got != "1" {
 		t.Errorf("release %s serves", got)
 	}
 	s.push("3").want(0)

@@ -92,8 +92,12 @@ func (w *wired) cutPush(version string, m cutMoment, cut func()) *command {
 	case <-c.ended: // of the cut, or before it
 		select {
 		case <-reached:
+			<-done
 		default:
-			w.t.Errorf("the push ended before its byte %d", bytes)
+			w.line.cutAfter(0, nil)
+			if m.bytes >= 0 { // how many bytes it takes depends on how often it asks
+				w.t.Errorf("the push ended before its byte %d", bytes)
+			}
 		}
 	}
 	return c
@@ -157,6 +161,9 @@ func TestLineCut_Silence(t *testing.T) {
 	for _, m := range cutMoments { // one after the other; they wait for their end all at the same time
 		w := newWired(t, common(), total)
 		total = w.total
+		if m.phase != "" && m.phase != api.PhaseCommit {
+			w.base.Soak = "20s" // the line is silent before the upgrade has ended, however busy this machine is
+		}
 		all, cut = append(all, w), append(cut, w.cutPush("2", m, w.line.silence))
 	}
 	for i, m := range cutMoments {
@@ -164,6 +171,7 @@ func TestLineCut_Silence(t *testing.T) {
 			w, c := all[i].under(t), cut[i]
 			c.within(time.Minute)
 			switch st := c.status(); {
+			case m.phase == api.PhaseCommit && st == 0: // that was faster than we are
 			case m.phase != "" && st != 5:
 				t.Errorf("exit status %d, want 5: the upgrade was asked for, and nobody told how it ended", st)
 			case st != 0 && st != 3 && st != 5:
@@ -182,11 +190,12 @@ func TestLineCut_Silence(t *testing.T) {
 func TestLineCut_CableIsPutBack(t *testing.T) {
 	s := newService(t, other())
 	s.push("1").want(0)
+	must(t, s.vm.Link(t.Context(), lab.Link{Delay: time.Nanosecond})) // the first time takes longest
+	t.Cleanup(func() { must(t, s.vm.Link(context.Background(), lab.Link{})) })
 	m := s.at(api.PhaseSoak)
-	c := s.startPush("2", soak("1s"))
+	c := s.startPush("2", soak("20s"))
 	must(t, m.wait())
 	must(t, s.vm.Link(t.Context(), lab.Link{Loss: 100}))
-	t.Cleanup(func() { must(t, s.vm.Link(context.Background(), lab.Link{})) })
 	c.says("connecting again")
 	noticed := time.Since(c.began)
 	must(t, s.vm.Link(t.Context(), lab.Link{}))
