@@ -196,7 +196,7 @@ func busy(name string, st api.Status) error {
 	return e
 }
 
-// send uploads what the host lacks. Parts that the host finds damaged are sent once more, and only once: a second time it is
+// send uploads what the host lacks. Single files that the host finds damaged are sent once more, and only once: a second time it is
 // not the line.
 func (d *Deployment) send(ctx context.Context, rel *release.Packed, st api.Status) (Transfer, error) {
 	if st.Daemon.Bundles == bundle.Format {

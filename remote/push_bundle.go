@@ -38,7 +38,9 @@ func (d *Deployment) sendBundle(ctx context.Context, rel *release.Packed, st api
 				reached = t.Resumed
 				try--
 			}
-			d.say(fmt.Sprintf("%v; sending it again", err))
+			if try < bundleTries-1 {
+				d.say(fmt.Sprintf("%v; sending it again", err))
+			}
 		case errors.Is(err, api.ErrBundle):
 			return t, errors.Join(hasChanged(ctx, rel), err)
 		default:

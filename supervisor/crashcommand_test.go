@@ -42,7 +42,7 @@ func beCommand() {
 
 func (o *order) carryOut(ctx context.Context) error {
 	client := api.NewClient(func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", ControlSocket(o.RunDir))
+		return DialControl(ctx, ControlSocket(o.RunDir))
 	})
 	defer client.Close()
 	if o.Replace {

@@ -122,7 +122,7 @@ func (r *rig) start() {
 func (r *rig) connect(done chan error) {
 	r.t.Helper()
 	r.client = api.NewClient(func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", ControlSocket(r.cfg.RunDir))
+		return DialControl(ctx, ControlSocket(r.cfg.RunDir))
 	})
 	for { // the socket appears at some moment; nothing tells when
 		if _, err := r.client.Status(r.ctx()); err == nil {

@@ -19,6 +19,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hotdeploy/hotdeploy/internal/api"
 	"github.com/hotdeploy/hotdeploy/internal/release"
 	"github.com/hotdeploy/hotdeploy/supervisor/store"
@@ -50,6 +52,30 @@ var usualPatience = patience{header: 5 * time.Second, read: 30 * time.Second, wr
 
 // ControlSocket is the control socket's path in a run directory.
 func ControlSocket(runDir string) string { return filepath.Join(runDir, "control.sock") }
+
+// DialControl connects to a control socket. Where its queue is full, since somebody floods it or the daemon is slow, it tries again for some seconds.
+func DialControl(ctx context.Context, socket string) (net.Conn, error) {
+	limit, tick := time.After(queueTimeout), time.NewTicker(queueTick)
+	defer tick.Stop()
+	for {
+		c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+		if !errors.Is(err, unix.EAGAIN) { // see connect(2), of unix sockets
+			return c, err
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			return nil, err
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+const (
+	queueTimeout = 5 * time.Second
+	queueTick    = 10 * time.Millisecond
+)
 
 // listenControl binds the control socket, open to the service's user and group (and root). The store's lock is ours, so a socket
 // file that is there is a dead supervisor's.

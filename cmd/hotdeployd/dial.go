@@ -38,7 +38,7 @@ Exit status: 0 when one side has closed the connection, 1 if there was none.`,
 
 // dial ends when the daemon closes the connection or ctx ends. The end of stdin is passed on, and the answer still read.
 func dial(ctx context.Context, socket string, stdin io.Reader, stdout io.Writer) error {
-	c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	c, err := supervisor.DialControl(ctx, socket)
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,7 @@ func replaceDaemon(ctx context.Context, runDir string, limit time.Duration) erro
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	client := api.NewClient(func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", supervisor.ControlSocket(runDir))
+		return supervisor.DialControl(ctx, supervisor.ControlSocket(runDir))
 	})
 	defer client.Close()
 	by := "setup"
