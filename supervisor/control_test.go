@@ -259,7 +259,7 @@ func TestControl_SlowSendersOfMuch_AreLetGoInTheEnd(t *testing.T) {
 // Peers that say nothing take up room, but not for long.
 func TestControl_ManyPeers_TheNextOneWaits(t *testing.T) {
 	r := emptyRig(t)
-	r.adapt = func(s *Supervisor) { s.patience.header = 500 * time.Millisecond }
+	r.adapt = func(s *Supervisor) { s.patience.header = 2 * time.Second }
 	r.start()
 	r.client.Close()
 	for range 2 * maxControl {

@@ -33,7 +33,7 @@ func TestListener_SomebodyMakesTheSocketBlocking_AcceptCanStillBeCalledOff(t *te
 		}
 		defer client.Close()
 		(<-accepted).Close()
-		for !acceptWaits() {
+		for !waitsIn("Accept") {
 			<-time.After(time.Millisecond) // nothing tells
 		}
 		l.pause()
@@ -50,10 +50,52 @@ func TestListener_SomebodyMakesTheSocketBlocking_AcceptCanStillBeCalledOff(t *te
 	}
 }
 
-var waitingAccept = regexp.MustCompile(`\[(IO wait|syscall)[^\]]*\]:\n([^\n]+\n)*internal/poll\.\(\*FD\)\.Accept`)
+func TestPackets_SomebodyMakesTheSocketBlocking_ReadsCanStillBeCalledOff(t *testing.T) {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := gated(conn)
+	defer p.Close()
+	client, err := net.Dial("udp", p.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	read := make(chan struct{})
+	go func() {
+		for {
+			if _, _, err := p.ReadFrom(make([]byte, 10)); err != nil {
+				return
+			}
+			read <- struct{}{}
+		}
+	}()
+	for range 20 {
+		if err := control(conn, func(fd uintptr) { unix.SetNonblock(int(fd), false) }); err != nil {
+			t.Fatal(err)
+		}
+		say(t, client, "hello")
+		<-read
+		for !waitsIn("ReadFrom") {
+			<-time.After(time.Millisecond) // nothing tells
+		}
+		paused := make(chan struct{})
+		go func() { defer close(paused); p.pause() }()
+		select {
+		case <-paused:
+		case <-within(t).Done():
+			go func() { <-read }()
+			say(t, client, "wake up") // or it would for ever
+			t.Fatal("a read blocks in the kernel")
+		}
+		p.proceed()
+	}
+}
 
-// acceptWaits tells whether an Accept waits: in the poller, or in the kernel.
-func acceptWaits() bool {
+// waitsIn tells whether such a call waits: in the poller, or in the kernel.
+func waitsIn(call string) bool {
 	b := make([]byte, 1<<20)
-	return waitingAccept.Match(b[:runtime.Stack(b, true)])
+	waiting := regexp.MustCompile(`\[(IO wait|syscall)[^\]]*\]:\n([^\n]+\n)*internal/poll\.\(\*FD\)\.` + call)
+	return waiting.Match(b[:runtime.Stack(b, true)])
 }

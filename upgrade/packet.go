@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -17,8 +18,11 @@ import (
 
 // gate is what makes a packet conn's reads wait.
 type gate struct {
-	arm   func(time.Time) error // the socket's read deadline
-	close func() error
+	sock interface {
+		syscall.Conn
+		SetReadDeadline(time.Time) error
+		Close() error
+	}
 
 	mu      sync.Mutex // protects what follows
 	shut    bool       // somebody else reads
@@ -74,9 +78,9 @@ func (g *gate) rearmLocked() error {
 		g.changed = nil
 	}
 	if g.shut {
-		return g.arm(past)
+		return g.sock.SetReadDeadline(past)
 	}
-	return g.arm(g.readBy)
+	return g.sock.SetReadDeadline(g.readBy)
 }
 
 // SetReadDeadline implements net.PacketConn.
@@ -93,7 +97,7 @@ func (g *gate) Close() error {
 	g.closed = true
 	g.rearmLocked()
 	g.mu.Unlock()
-	return g.close()
+	return g.sock.Close()
 }
 
 // answered waits until the readers have come back, so that what they have read is answered, but not beyond ctx. Pause before it.
@@ -158,6 +162,7 @@ func (g *gate) turn() error {
 			return os.ErrDeadlineExceeded
 		}
 	}
+	control(g.sock, keepNonblocking)
 	g.reading++
 	return nil // a closed socket says so itself
 }
@@ -209,9 +214,9 @@ type packetConn interface {
 func gated(p net.PacketConn) packetConn {
 	switch p := p.(type) {
 	case *net.UDPConn:
-		return &udpConn{p, gate{arm: p.SetReadDeadline, close: p.Close}}
+		return &udpConn{p, gate{sock: p}}
 	case *net.UnixConn:
-		return &unixgramConn{p, gate{arm: p.SetReadDeadline, close: p.Close}}
+		return &unixgramConn{p, gate{sock: p}}
 	}
 	return nil
 }
