@@ -411,7 +411,8 @@ func TestHandoff_BarrierAndReadinessByAConnection(t *testing.T) {
 // What is busy for longer than the handoff waits moves later, when the old release has had its SIGTERM.
 func TestHandoff_LongRequest_MovesWhenItEnds(t *testing.T) {
 	r := newLiveRig(t)
-	first := r.push("1")
+	busy := filepath.Join(r.dir, "busy")
+	first := r.push("1", env("WSLIVE_SLOW_WHILE", busy))
 	c := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
 	defer c.CloseIdleConnections()
 	get := func(path string) (body string, reused bool) {
@@ -427,8 +428,7 @@ func TestHandoff_LongRequest_MovesWhenItEnds(t *testing.T) {
 	}
 	get("/version")
 	slow := make(chan string, 1)
-	busy := filepath.Join(r.dir, "busy")
-	go func() { body, _ := get("/slow?while=" + busy); slow <- body }()
+	go func() { body, _ := get("/slow"); slow <- body }()
 	for ctx := r.ctx(); ; <-time.After(time.Millisecond) {
 		if _, err := os.Stat(busy); err == nil {
 			break

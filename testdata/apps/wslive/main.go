@@ -97,7 +97,7 @@ func routes() http.Handler {
 		io.WriteString(w, "ok\n")
 	})
 	mux.HandleFunc("GET /slow", func(w http.ResponseWriter, r *http.Request) {
-		if name := r.URL.Query().Get("while"); name != "" {
+		if name := os.Getenv("WSLIVE_SLOW_WHILE"); name != "" {
 			slowWhile(w, r, name)
 			return
 		}
