@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -87,24 +89,55 @@ func TestCloseConnections_LeavesWhatAnotherProcessHas(t *testing.T) {
 	})
 }
 
-func TestCloseConnections_TakesTheTimeThatItIsGiven(t *testing.T) {
+func TestCloseConnections_ClosesOneAfterTheOther(t *testing.T) {
 	s := bind(t, "tcp", "127.0.0.1:0")
 	a := startApp(t, nil, s.File)
 	conns := accepted(t, s, a, 50)
 	over := 500 * time.Millisecond
-	began := time.Now()
-	if n, err := CloseConnections(t.Context(), a.pids(), nil, []*Socket{s}, over); n != len(conns) || err != nil {
-		t.Fatalf("%d, %v", n, err)
-	}
-	if took := time.Since(began); took < over*9/10 {
-		t.Errorf("it took %v only", took)
-	}
-	for i, c := range conns {
-		c.SetReadDeadline(time.Now().Add(time.Minute))
-		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("connection %d reads %v", i, err)
+	began, done := time.Now(), make(chan struct{})
+	go func() {
+		defer close(done)
+		if n, err := CloseConnections(t.Context(), a.pids(), nil, []*Socket{s}, over); n != len(conns) || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		if took := time.Since(began); took < over*9/10 {
+			t.Errorf("it took %v only", took)
+		}
+	}()
+	defer func() { <-done }() // it tells this test what it finds
+	newest := -1              // of those that are closed
+	for returned := false; !returned; {
+		select {
+		case <-done:
+			returned = true
+		default:
+		}
+		newest = -1
+		for i := len(conns) - 1; i >= 0; i-- { // who comes before a closed one, and is looked at after it, is closed
+			if ended := hasEnd(t, conns[i]); ended && newest < 0 {
+				newest = i
+			} else if !ended && newest >= 0 {
+				t.Fatalf("connection %d is open, and %d is not", i, newest)
+			}
 		}
 	}
+	if newest != len(conns)-1 {
+		t.Errorf("the last one that is closed is %d", newest)
+	}
+}
+
+// hasEnd looks whether the other side has closed, without waiting for it.
+func hasEnd(t *testing.T, c net.Conn) bool {
+	t.Helper()
+	raw, err := c.(syscall.Conn).SyscallConn()
+	n := -1
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { n, _, _ = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n == 0
 }
 
 func TestCloseConnections_EndsWithItsContext(t *testing.T) {
