@@ -185,9 +185,7 @@ func TestPush_VersionOfAFailedOneThatDrains_IsTakenUntilItEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(func(e api.Event) bool {
-		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak
-	})
+	r.awaitPhase(u, api.PhaseSoak)
 	c := r.socketAt("2")
 	if _, err := r.client.Cancel(r.ctx(), u.ID); err != nil {
 		t.Fatal(err)

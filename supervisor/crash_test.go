@@ -30,18 +30,17 @@ func TestCrash_DuringAnUpgrade_TheNewOneServes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(func(e api.Event) bool {
-		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseReady
-	})
+	r.awaitPhase(u, api.PhaseReady)
 	r.killServing()
 	r.awaitText("was killed by signal 9")
 	if !r.serves("2") { // it waited in the queue for whoever comes
 		t.Error("another version answers")
 	}
-	if got := r.outcome(u.ID); got.Outcome != api.Done {
+	got := r.outcome(u.ID)
+	if got.Outcome != api.Done {
 		t.Errorf("%+v", got)
 	}
-	r.awaitOnly(r.outcome(u.ID).Generation) // it is told of the one that was killed before its place is free
+	r.awaitOnly(got.Generation) // it is told of the one that was killed before its place is free
 	if st := r.status(); st.State != api.StateServing {
 		t.Errorf("%s", st.Text)
 	}
@@ -58,9 +57,7 @@ func TestCrash_DuringAnUpgradeThatFails_TheOldOneComesBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(func(e api.Event) bool {
-		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseReady
-	})
+	r.awaitPhase(u, api.PhaseReady)
 	r.killServing()
 	r.awaitText("was killed by signal 9")
 	got, err := r.client.Cancel(r.ctx(), u.ID)

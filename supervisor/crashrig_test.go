@@ -268,15 +268,7 @@ func (r *crashRig) endAll() {
 func (r *crashRig) destroy() {
 	r.over = true
 	daemons, others := r.processes()
-	all := slices.Concat(daemons, others)
-	for _, pid := range all {
-		unix.Kill(pid, unix.SIGKILL)
-	}
-	for _, pid := range all {
-		for !hasEnded(pid) {
-			<-time.After(time.Millisecond)
-		}
-	}
+	r.killAll(slices.Concat(daemons, others))
 	dirs, _ := filepath.Glob(filepath.Join(r.spec.Cgroup, generationCgroup+"*"))
 	for _, dir := range dirs {
 		unix.Rmdir(dir)

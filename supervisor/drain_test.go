@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -52,16 +51,8 @@ func (r *rig) visit(done <-chan struct{}) {
 func (r *rig) clientOf(version string) {
 	r.t.Helper()
 	for limit := time.Now().Add(20 * time.Second); time.Now().Before(limit); {
-		c := http.Client{Transport: &http.Transport{}}
-		res, err := c.Get("http://" + r.addr + "/version")
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		b, err := io.ReadAll(res.Body)
-		if res.Body.Close(); err != nil {
-			r.t.Fatal(err)
-		}
-		if string(b) == version {
+		c := &http.Client{Transport: &http.Transport{}}
+		if r.versionTold(c) == version {
 			r.t.Cleanup(c.CloseIdleConnections)
 			return
 		}
@@ -86,14 +77,12 @@ func TestDrain_FailedOneThatGoesOnAccepting_IsEnded(t *testing.T) {
 	r.adapt = quickSamples
 	r.start()
 	r.push("1")
-	r.install("2", stubborn(400*time.Millisecond), ends(0), func(s *release.Spec) { s.Soak.Duration = release.Duration(time.Minute) })
+	r.install("2", stubborn(400*time.Millisecond), ends(0), soaks(time.Minute))
 	u, err := r.client.Upgrade(r.ctx(), api.UpgradeRequest{Kind: api.KindPush, Version: "2", By: "tester"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(func(e api.Event) bool {
-		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak
-	})
+	r.awaitPhase(u, api.PhaseSoak)
 	r.clientOf("2")
 	if u, err = r.client.Cancel(r.ctx(), u.ID); err != nil || u.Outcome != api.RolledBack {
 		t.Fatalf("%s: %v", u.Outcome, err)
@@ -162,9 +151,7 @@ func TestDrain_FailedOnesCountForTheLimit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.await(func(e api.Event) bool {
-			return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak
-		})
+		r.awaitPhase(u, api.PhaseSoak)
 		l := startLoad(t, r.addr, 20, 0) // some of them are taken by it, and keep it alive
 		defer l.Stop(t.Context())
 		if u, err = r.client.Cancel(r.ctx(), u.ID); err != nil || u.Outcome != api.RolledBack {

@@ -292,9 +292,7 @@ func TestHandoff_Cancelled_TakesEffectAtOnce(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r.await(func(e api.Event) bool {
-				return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseHandoff
-			})
+			r.awaitPhase(u, api.PhaseHandoff)
 			if u, err = r.client.Cancel(r.ctx(), u.ID); err != nil {
 				t.Fatal(err)
 			}
@@ -322,9 +320,7 @@ func TestHandoff_CancelledWhileTheyMove_TheyComeBack(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				r.await(func(e api.Event) bool {
-					return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseHandoff
-				})
+				r.awaitPhase(u, api.PhaseHandoff)
 				<-time.After(time.Duration(i) * 3 * time.Millisecond)
 				if u, err = r.client.Cancel(r.ctx(), u.ID); err != nil {
 					t.Fatal(err)
@@ -448,11 +444,10 @@ func TestHandoff_LongRequest_MovesWhenItEnds(t *testing.T) {
 		t.Errorf("the slow request: %q", body)
 	}
 	for ctx := r.ctx(); ; <-time.After(time.Millisecond) { // SIGTERM may not have arrived yet
-		body, reused := get("/version")
-		if !reused || ctx.Err() != nil {
+		if body, reused := get("/version"); !reused || ctx.Err() != nil {
 			t.Errorf("answered by %s, the same connection: %v", body, reused)
-		}
-		if !reused || ctx.Err() != nil || body == "2" {
+			break
+		} else if body == "2" {
 			break
 		}
 	}
@@ -476,9 +471,7 @@ func TestHandoff_NewReleaseHangsInTheSoak_OldServes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(func(e api.Event) bool {
-		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak
-	})
+	r.awaitPhase(u, api.PhaseSoak)
 	r.s.do(func() { r.s.handoffWithin = time.Second }) // that of going back alone
 	for _, g := range r.status().Generations {
 		if g.Number == u.Generation || g.Number != first.Generation {

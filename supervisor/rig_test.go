@@ -294,7 +294,12 @@ func (r *rig) status() api.Status {
 // version asks the app over a new connection who it is.
 func (r *rig) version() string {
 	r.t.Helper()
-	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + r.addr + "/version")
+	return r.versionTold(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}})
+}
+
+func (r *rig) versionTold(c *http.Client) string {
+	r.t.Helper()
+	res, err := c.Get("http://" + r.addr + "/version")
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -135,9 +135,7 @@ func TestStop_DuringAnUpgrade_CancelsIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(func(e api.Event) bool {
-		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak
-	})
+	r.awaitPhase(u, api.PhaseSoak)
 	st, err := r.client.Stop(r.ctx(), api.StopRequest{By: "tester"})
 	if err != nil || st.State != api.StateStopped || len(st.Generations) != 0 || st.Committed.Version != "1" {
 		t.Errorf("%+v, %v", st, err)

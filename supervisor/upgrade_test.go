@@ -166,9 +166,7 @@ func TestCancel_BeforeCommit_OldKeepsServing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(func(e api.Event) bool {
-		return e.Upgrade != nil && e.Upgrade.ID == u.ID && e.Upgrade.Phase == api.PhaseSoak
-	})
+	r.awaitPhase(u, api.PhaseSoak)
 	got, err := r.client.Cancel(r.ctx(), u.ID)
 	if err != nil || got.Outcome != api.RolledBack || !errors.Is(got.Error, api.ErrCancelled) {
 		t.Errorf("cancelled: %+v, %v", got, err)

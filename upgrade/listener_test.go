@@ -37,15 +37,10 @@ func TestListener_SomebodyMakesTheSocketBlocking_AcceptCanStillBeCalledOff(t *te
 			<-time.After(time.Millisecond) // nothing tells
 		}
 		l.pause()
-		rests := make(chan struct{})
-		go func() { defer close(rests); l.rest() }()
-		select {
-		case <-rests:
-		case <-within(t).Done():
+		returns(t, l.rest, func() { // or it would block for ever
 			go func() { <-accepted }()
-			net.Dial("tcp", l.Addr().String()) // or it would for ever
-			t.Fatal("an Accept blocks in the kernel")
-		}
+			net.Dial("tcp", l.Addr().String())
+		})
 		l.proceed()
 	}
 }
@@ -80,16 +75,24 @@ func TestPackets_SomebodyMakesTheSocketBlocking_ReadsCanStillBeCalledOff(t *test
 		for !waitsIn("ReadFrom") {
 			<-time.After(time.Millisecond) // nothing tells
 		}
-		paused := make(chan struct{})
-		go func() { defer close(paused); p.pause() }()
-		select {
-		case <-paused:
-		case <-within(t).Done():
+		returns(t, p.pause, func() {
 			go func() { <-read }()
-			say(t, client, "wake up") // or it would for ever
-			t.Fatal("a read blocks in the kernel")
-		}
+			say(t, client, "wake up")
+		})
 		p.proceed()
+	}
+}
+
+// returns waits for what waits itself for a call that may block in the kernel; free ends that.
+func returns(t *testing.T, f, free func()) {
+	t.Helper()
+	returned := make(chan struct{})
+	go func() { defer close(returned); f() }()
+	select {
+	case <-returned:
+	case <-within(t).Done():
+		free()
+		t.Fatal("a call blocks in the kernel")
 	}
 }
 

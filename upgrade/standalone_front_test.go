@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -93,13 +92,7 @@ func TestFront_EndsAsTheAppDoes_WhileAnOldProcessDrains(t *testing.T) {
 				}
 				return
 			}
-			c, err := net.Dial(l.network, l.address)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			fmt.Fprintf(c, "GET /slow?for=5s HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
-			l.get("/version") // it has been accepted
+			c := l.slow(5 * time.Second)
 			l.throughFront()
 			l.signal(l.cmd.Process.Pid, sig)
 			if b, err := io.ReadAll(c); err != nil || !strings.Contains(string(b), "slow but there") {

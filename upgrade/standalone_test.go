@@ -648,6 +648,15 @@ func (c *line) ask(request string) *http.Response {
 	return res
 }
 
+// slow is a client whose request has been accepted, and takes so long.
+func (l *lone) slow(d time.Duration) *line {
+	l.t.Helper()
+	c := l.dial()
+	fmt.Fprintf(c, "GET /slow?for=%s HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n", d)
+	l.get("/version")
+	return c
+}
+
 // events is a client to whom an answer that does not end has begun.
 func (l *lone) events() *line {
 	l.t.Helper()
@@ -663,13 +672,7 @@ func (l *lone) events() *line {
 func TestAlone_TermToTheOldProcess_EndsWhatItHas(t *testing.T) {
 	l := startLone(t)
 	old := l.readPID()
-	c, err := net.Dial(l.network, l.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	fmt.Fprintf(c, "GET /slow?for=60s HTTP/1.1\r\nHost: app\r\n\r\n")
-	l.get("/version") // it has been accepted
+	l.slow(time.Minute)
 	l.signal(old, syscall.SIGHUP)
 	l.await("another pid", func() bool { return l.readPID() != old })
 	l.signal(old, syscall.SIGTERM)
